@@ -1,0 +1,2 @@
+//! Load tool and overhead harness for Tidegate.
+fn main() {}

@@ -1,0 +1,63 @@
+//! What a pod says of itself: slow facts and fast gauges. Absent is `None`, never a sentinel.
+use crate::base::{ModelName, Mono, Tokens};
+
+/// A model or adapter served by a pod, from its `/v1/models`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Name clients use.
+    pub name: ModelName,
+    /// Base model if this is a LoRA adapter.
+    pub parent: Option<ModelName>,
+    /// Longest context in tokens, if told.
+    pub context_max: Option<Tokens>,
+    /// The pod's own JSON object for this model, passed on in the gate's `/v1/models`.
+    pub card: Box<str>,
+}
+
+/// Facts that change when a pod restarts or loads an adapter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// Models and adapters; `None` until `/v1/models` was read once.
+    pub served: Option<Vec<Served>>,
+    /// `process_start_time_seconds`; a change means a restart.
+    pub started_at_s: Option<f64>,
+    /// KV block size in tokens (`vllm:cache_config_info`).
+    pub block_tokens: Option<u32>,
+    /// KV capacity in tokens.
+    pub capacity: Option<Tokens>,
+    /// vLLM version from `/version`.
+    pub version: Option<String>,
+    /// Whether the engine sleeps.
+    pub sleep: Sleep,
+}
+
+/// `vllm:engine_sleep_state`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sleep {
+    /// Awake, or the pod does not say.
+    #[default]
+    Awake,
+    /// Weights offloaded or discarded: gets nothing.
+    Asleep,
+}
+
+/// Gauges of one scrape. Names follow vLLM's metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// When it was taken, on our clock.
+    pub taken: Mono,
+    /// `vllm:num_requests_running`.
+    pub running: Option<u32>,
+    /// `vllm:num_requests_waiting_by_reason{reason="capacity"}`, else `vllm:num_requests_waiting`.
+    pub waiting: Option<u32>,
+    /// `vllm:kv_cache_usage_perc`, 0 to 1.
+    pub kv_used: Option<f64>,
+    /// `vllm:prefix_cache_queries_total` \[tokens\].
+    pub prefix_queries: Option<u64>,
+    /// `vllm:prefix_cache_hits_total` \[tokens\].
+    pub prefix_hits: Option<u64>,
+    /// `vllm:num_preemptions_total`.
+    pub preemptions: Option<u64>,
+    /// `vllm:generation_tokens_total`.
+    pub generated: Option<u64>,
+}
