@@ -1,1 +1,8 @@
-//! Room `runtime`.
+//! What the rooms that do I/O share: the one clock and the one way to start a task.
+//!
+//! [`now`] is the only reader of the monotonic clock, [`supervise`] the only caller of `spawn`.
+mod clock;
+mod task;
+
+pub use clock::{now, unix_ms};
+pub use task::{Task, supervise};
