@@ -1,1 +1,5 @@
-//! Room `proxy`.
+//! The data path: accepts, checks, plans, forwards, streams back.
+pub mod floods;
+pub mod guard;
+pub mod lint;
+pub mod upstream;
