@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 
+pub(in crate::proxy) use head::decimal;
 pub use head::{Framing, PodHead};
 pub use pool::{checkin, checkout, forget, sweep};
 
