@@ -4,4 +4,5 @@ pub mod frame;
 pub mod guard;
 pub mod headers;
 pub mod lint;
+pub mod reply;
 pub mod upstream;
