@@ -226,6 +226,6 @@ mod tests {
         assert_eq!(value["pod"], "pod-7");
         assert_eq!(value["prompt_tokens"], u64::MAX);
         assert_eq!((value["ttft_ms"].as_f64(), value["e2e_ms"].as_u64()), (Some(12.345), Some(1_000)));
-        assert_eq!(value.as_object().unwrap().len(), 28);
+        assert_eq!(value.as_object().unwrap().len(), 29);
     }
 }

@@ -13,7 +13,9 @@ pub mod histogram;
 pub mod json;
 pub mod metrics;
 pub mod names;
+pub mod readiness;
 pub mod redact;
+pub mod settings;
 
 pub use access::AccessRecord;
 pub use cause::{Cause, Fault};
@@ -23,4 +25,6 @@ pub use gauge::{Gauge, Held};
 pub use histogram::{Histogram, LocalHistogram};
 pub use metrics::{InFlight, MetricLimits, Metrics, ModelMetrics, Stage, TokenKind};
 pub use names::{Definition, Kind, MetricName};
+pub use readiness::{Missing, Readiness};
 pub use redact::{Secret, is_sensitive_header, printable_id};
+pub use settings::{LogLevel, Settings};
