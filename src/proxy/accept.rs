@@ -72,10 +72,8 @@ pub fn start(count: usize, bound: &[Bound], app: &GateApp) -> io::Result<Workers
     let (shutdown, _) = watch::channel(false);
     let mut threads = Vec::with_capacity(count);
     for number in 0..count.max(1) {
-        let sockets = bound
-            .iter()
-            .map(|bound| Ok((bound.socket.try_clone()?, bound.is_h2c)))
-            .collect::<io::Result<Vec<_>>>()?;
+        let sockets =
+            bound.iter().map(|bound| Ok((bound.socket.try_clone()?, bound.is_h2c))).collect::<io::Result<Vec<_>>>()?;
         let worker = Worker {
             app: Arc::new(app.clone()),
             h2_app: Arc::new(app.clone().with_h2c()),
@@ -133,7 +131,7 @@ impl Worker {
             let is_closed = tokio::select! {
                 _ = sweep.tick() => {
                     upstream::sweep(now());
-                    *self.phase.borrow() == Phase::Closed
+                    false
                 }
                 closed = self.phase.wait_for(|phase| *phase == Phase::Closed) => {
                     drop(closed);

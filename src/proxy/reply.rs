@@ -30,8 +30,6 @@ pub enum Fault {
     BodyCut,
     /// A compressed body.
     ContentEncoding,
-    /// A body of a type that is not JSON.
-    ContentType,
     /// A body that is not acceptable JSON.
     BadBody(BadBody),
     /// No pod serves the model.
@@ -127,7 +125,6 @@ impl Row {
 }
 
 const BAD: &str = "Bad Request";
-const REFUSED: &str = "BadRequestError";
 const NOT_FOUND: &str = "NotFoundError";
 const BUSY: &str = "Service Unavailable";
 const TIMEOUT: &str = "Gateway Timeout";
@@ -146,7 +143,6 @@ impl Fault {
             | Self::BodyTooLarge(_)
             | Self::BodyCut
             | Self::ContentEncoding
-            | Self::ContentType
             | Self::BadBody(_) => self.row_of_bad_input(),
             Self::UnknownModel(_) | Self::UnknownRoute | Self::MethodNotAllowed(_) | Self::RouteRefused => {
                 self.row_of_route()
@@ -186,7 +182,6 @@ impl Fault {
             Self::ContentEncoding => {
                 Row::new(415, BAD, "Send the body uncompressed (no Content-Encoding).", Cause::UnsupportedMedia)
             }
-            Self::ContentType => Row::new(415, BAD, "Send the body as application/json.", Cause::UnsupportedMedia),
             Self::BadBody(why) => {
                 let mut row = Row::new(400, why.kind(), "", Cause::BadBody).saying(why.to_string());
                 row.param = why.param();
@@ -314,7 +309,6 @@ mod tests {
             (Fault::BodyTooLarge(9), 413, None, true),
             (Fault::BodyCut, 400, None, true),
             (Fault::ContentEncoding, 415, None, false),
-            (Fault::ContentType, 415, None, false),
             (Fault::UnknownModel("x".into()), 404, None, false),
             (Fault::UnknownRoute, 404, None, false),
             (Fault::MethodNotAllowed("POST"), 405, None, false),
