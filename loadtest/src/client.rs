@@ -4,7 +4,6 @@
 //! time. Times are taken when bytes were read from the socket.
 
 use crate::body::{NONCE, Template};
-use crate::histogram::Histogram;
 use crate::sse::SseScan;
 use crate::wire::{self, Framing, Unchunk};
 use bytes::{Buf, BytesMut};
@@ -51,22 +50,6 @@ pub(crate) trait Watch {
 
 impl Watch for () {
     fn events(&mut self, _count: u64, _at: Instant) {}
-}
-
-/// Times between reads that ended an event.
-#[derive(Default)]
-pub(crate) struct Gaps {
-    last: Option<Instant>,
-    /// The gaps.
-    pub(crate) times: Histogram,
-}
-
-impl Watch for Gaps {
-    fn events(&mut self, _count: u64, at: Instant) {
-        if let Some(last) = self.last.replace(at) {
-            self.times.add(at - last);
-        }
-    }
 }
 
 impl Connection {

@@ -16,7 +16,10 @@ mod bare_pingora;
 mod body;
 mod client;
 mod histogram;
+mod load;
+mod process;
 mod report;
+mod run;
 mod schedule;
 mod sse;
 mod target;
@@ -46,6 +49,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Load at an exact schedule or in a closed loop
+    Run(run::Args),
     /// A pod that costs next to nothing
     Backend(backend::Args),
     /// The least a Pingora proxy can be
@@ -79,8 +84,9 @@ fn work(cli: Cli) -> io::Result<bool> {
     })
 }
 
-async fn perform(command: Command, report: Report) -> io::Result<bool> {
+async fn perform(command: Command, mut report: Report) -> io::Result<bool> {
     match command {
+        Command::Run(args) => run::run(args, &mut report).await?,
         Command::Backend(args) => backend::serve(args).await?,
         Command::BarePingora(_) => {}
     }
