@@ -162,7 +162,8 @@ impl Ask {
     fn of(body: &[u8]) -> Self {
         let first = body.get(..LOOK.min(body.len())).unwrap_or_default();
         let last = body.get(body.len().saturating_sub(LOOK)..).unwrap_or_default();
-        let has = |text: &str| memmem::find(last, text.as_bytes()).or_else(|| memmem::find(first, text.as_bytes())).is_some();
+        let has =
+            |text: &str| memmem::find(last, text.as_bytes()).or_else(|| memmem::find(first, text.as_bytes())).is_some();
         let is_true = |name: &str| has(&format!("\"{name}\":true")) || has(&format!("\"{name}\": true"));
         Self {
             is_stream: is_true("stream"),
@@ -185,7 +186,8 @@ fn number(text: &[u8], name: &str) -> Option<u64> {
 impl Pod {
     fn new(args: Args) -> Self {
         let model = &args.model;
-        let started_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let started_s =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let whole = answer(
             "200 OK",
             "application/json",
@@ -299,7 +301,11 @@ impl Pod {
 }
 
 fn answer(status: &str, kind: &str, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {status}\r\nserver: uvicorn\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!(
+        "HTTP/1.1 {status}\r\nserver: uvicorn\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 fn chunk(text: &str) -> Vec<u8> {
@@ -315,8 +321,10 @@ mod tests {
 
     #[test]
     fn a_body_is_understood_at_both_ends() {
-        let ask = Ask::of(br#"{"stream":true,"max_tokens": 12,"messages":[],"interval_us":5000,"user":"tidegate-good"}"#);
-        let wanted = Ask { is_stream: true, with_usage: false, is_good: true, max_tokens: Some(12), interval_us: Some(5000) };
+        let ask =
+            Ask::of(br#"{"stream":true,"max_tokens": 12,"messages":[],"interval_us":5000,"user":"tidegate-good"}"#);
+        let wanted =
+            Ask { is_stream: true, with_usage: false, is_good: true, max_tokens: Some(12), interval_us: Some(5000) };
         assert_eq!(ask, wanted);
         assert_eq!(Ask::of(b"{}"), Ask::default());
     }
@@ -329,18 +337,33 @@ mod tests {
             let args = Args { listen, model: "m".into(), events: 3, interval_us: 0, max_secs: 60 };
             tokio::task::spawn_local(serve(args));
             tokio::task::yield_now().await;
-            let mut shape =
-                Shape { bytes: 100_000, prefixes: 1, model: "m".into(), max_tokens: 9, stream: true, interval_us: None, user: Some(GOOD_MARK.into()) };
+            let mut shape = Shape {
+                bytes: 100_000,
+                prefixes: 1,
+                model: "m".into(),
+                max_tokens: 9,
+                stream: true,
+                interval_us: None,
+                user: Some(GOOD_MARK.into()),
+            };
             let mut connection = Connection::open(listen).await.unwrap();
-            let answer = connection.ask(&templates(&shape, "/v1/chat/completions")[0], nonce(1), &mut ()).await.unwrap();
-            assert_eq!((answer.status, answer.events, answer.errors, answer.done, answer.keep), (200, 9, 0, true, true));
+            let answer =
+                connection.ask(&templates(&shape, "/v1/chat/completions")[0], nonce(1), &mut ()).await.unwrap();
+            assert_eq!(
+                (answer.status, answer.events, answer.errors, answer.done, answer.keep),
+                (200, 9, 0, true, true)
+            );
             shape.stream = false;
             shape.user = None;
-            let answer = connection.ask(&templates(&shape, "/v1/chat/completions")[0], nonce(2), &mut ()).await.unwrap();
+            let answer =
+                connection.ask(&templates(&shape, "/v1/chat/completions")[0], nonce(2), &mut ()).await.unwrap();
             assert_eq!((answer.status, answer.done, answer.keep), (200, true, true));
             let (status, text) = Connection::get(listen, "/__seen").await.unwrap();
             let seen: serde_json::Value = serde_json::from_slice(&text).unwrap();
-            assert_eq!((status, &seen["good"], &seen["other"], &seen["smuggled"]), (200, &1.into(), &1.into(), &0.into()));
+            assert_eq!(
+                (status, &seen["good"], &seen["other"], &seen["smuggled"]),
+                (200, &1.into(), &1.into(), &0.into())
+            );
             assert_eq!(Connection::get(listen, "/smuggled").await.unwrap().0, 404);
             let (_, text) = Connection::get(listen, "/__seen").await.unwrap();
             let seen: serde_json::Value = serde_json::from_slice(&text).unwrap();

@@ -43,7 +43,12 @@ impl ProxyHttp for Turn {
 
 /// Serves until a signal ends the process.
 pub(crate) fn serve(args: Args) -> ! {
-    let conf = ServerConf { threads: args.threads, upstream_keepalive_pool_size: 512, grace_period_seconds: Some(0), ..ServerConf::default() };
+    let conf = ServerConf {
+        threads: args.threads,
+        upstream_keepalive_pool_size: 512,
+        grace_period_seconds: Some(0),
+        ..ServerConf::default()
+    };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let turn = Turn { pods: args.pod, next: AtomicUsize::new(0) };

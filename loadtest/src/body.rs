@@ -10,8 +10,30 @@ use crate::schedule::Dice;
 pub(crate) const NONCE: usize = 16;
 const MESSAGE_BYTES: usize = 1000;
 const WORDS: [&str; 24] = [
-    "the", "token", "cache", "of", "a", "long", "answer", "is", "kept", "while", "every", "pod", "reads", "its", "prompt", "again", "caf\u{e9}",
-    "line\\n", "\\\"quoted\\\"", "and", "then", "42", "Gro\u{df}e", "budget",
+    "the",
+    "token",
+    "cache",
+    "of",
+    "a",
+    "long",
+    "answer",
+    "is",
+    "kept",
+    "while",
+    "every",
+    "pod",
+    "reads",
+    "its",
+    "prompt",
+    "again",
+    "caf\u{e9}",
+    "line\\n",
+    "\\\"quoted\\\"",
+    "and",
+    "then",
+    "42",
+    "Gro\u{df}e",
+    "budget",
 ];
 
 /// What requests of one kind look like.
@@ -84,7 +106,12 @@ fn template(shape: &Shape, path: &str, prefix: u64) -> Template {
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: gate.local\r\nUser-Agent: loadtest\r\nAccept: */*\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     );
-    Template { front: (head + &body_front).into_bytes(), tail: end.into_bytes(), stream: shape.stream, events: shape.max_tokens }
+    Template {
+        front: (head + &body_front).into_bytes(),
+        tail: end.into_bytes(),
+        stream: shape.stream,
+        events: shape.max_tokens,
+    }
 }
 
 /// Messages of exactly `room` bytes with their commas, or none if they do not fit.
@@ -130,7 +157,11 @@ mod tests {
     fn body(template: &Template, number: u64) -> Vec<u8> {
         let all = [template.front.as_slice(), &nonce(number), &template.tail].concat();
         let head = crate::wire::head(&all).unwrap().unwrap();
-        assert_eq!(head.framing, crate::wire::Framing::Length((all.len() - head.len) as u64), "the head tells the truth");
+        assert_eq!(
+            head.framing,
+            crate::wire::Framing::Length((all.len() - head.len) as u64),
+            "the head tells the truth"
+        );
         assert_eq!(all.len() as u64, template.wire_bytes());
         all[head.len..].to_vec()
     }

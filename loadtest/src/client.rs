@@ -61,7 +61,12 @@ impl Connection {
     }
 
     /// Sends one request of a template and reads its answer.
-    pub(crate) async fn ask(&mut self, template: &Template, nonce: [u8; NONCE], watch: &mut impl Watch) -> io::Result<Answer> {
+    pub(crate) async fn ask(
+        &mut self,
+        template: &Template,
+        nonce: [u8; NONCE],
+        watch: &mut impl Watch,
+    ) -> io::Result<Answer> {
         let start = Instant::now();
         self.send(&template.front, &nonce, &template.tail).await?;
         self.answer(start, watch).await
@@ -94,9 +99,18 @@ impl Connection {
         self.read(start, watch, |_| ()).await
     }
 
-    async fn read(&mut self, start: Instant, watch: &mut impl Watch, mut sink: impl FnMut(&[u8])) -> io::Result<Answer> {
+    async fn read(
+        &mut self,
+        start: Instant,
+        watch: &mut impl Watch,
+        mut sink: impl FnMut(&[u8]),
+    ) -> io::Result<Answer> {
         let head = self.head().await?;
-        let mut reading = Reading { start, answer: Answer { status: head.status, ..Answer::default() }, scan: head.is_sse.then(SseScan::default) };
+        let mut reading = Reading {
+            start,
+            answer: Answer { status: head.status, ..Answer::default() },
+            scan: head.is_sse.then(SseScan::default),
+        };
         let mut at = Instant::now();
         let mut left = head.framing;
         let mut unchunk = Unchunk::default();

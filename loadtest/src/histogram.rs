@@ -76,7 +76,14 @@ impl Histogram {
         let ms = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.3}", us / 1000.0));
         let at = |q| ms(self.quantile_us(q));
         let (mean, max) = (ms(self.mean_us()), ms((self.count > 0).then_some(self.max_ns as f64 / 1000.0)));
-        format!("mean {mean}  p50 {}  p90 {}  p99 {}  p99.9 {}  max {max}  ({} samples)", at(0.5), at(0.9), at(0.99), at(0.999), self.count)
+        format!(
+            "mean {mean}  p50 {}  p90 {}  p99 {}  p99.9 {}  max {max}  ({} samples)",
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(0.999),
+            self.count
+        )
     }
 }
 

@@ -153,7 +153,13 @@ impl Watch for Gaps<'_> {
 impl Field {
     fn new(load: &Load) -> Rc<Self> {
         let dice = RefCell::new(Dice::new(load.seed));
-        Rc::new(Self { load: load.clone(), pool: RefCell::default(), outcome: RefCell::default(), live: Live::default(), dice })
+        Rc::new(Self {
+            load: load.clone(),
+            pool: RefCell::default(),
+            outcome: RefCell::default(),
+            live: Live::default(),
+            dice,
+        })
     }
 
     fn choose(&self) -> Option<(Rc<Template>, u64)> {
@@ -181,7 +187,9 @@ impl Field {
             let pooled = self.pool.borrow_mut().pop();
             let mut connection = match pooled {
                 Some(connection) => connection,
-                None => Connection::open(self.load.target).await.map_err(|error| format!("connect: {}", error.kind()))?,
+                None => {
+                    Connection::open(self.load.target).await.map_err(|error| format!("connect: {}", error.kind()))?
+                }
             };
             let was_used = connection.is_used;
             match connection.ask(template, nonce(number), &mut Gaps { field: self, last: None }).await {

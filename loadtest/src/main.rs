@@ -17,6 +17,7 @@ mod body;
 mod client;
 mod histogram;
 mod load;
+mod overhead;
 mod process;
 mod report;
 mod run;
@@ -51,6 +52,8 @@ struct Cli {
 enum Command {
     /// Load at an exact schedule or in a closed loop
     Run(run::Args),
+    /// CPU, latency, memory next to nginx and a bare Pingora proxy
+    Overhead(overhead::Args),
     /// A pod that costs next to nothing
     Backend(backend::Args),
     /// The least a Pingora proxy can be
@@ -87,6 +90,7 @@ fn work(cli: Cli) -> io::Result<bool> {
 async fn perform(command: Command, mut report: Report) -> io::Result<bool> {
     match command {
         Command::Run(args) => run::run(args, &mut report).await?,
+        Command::Overhead(args) => overhead::run(args, &mut report).await?,
         Command::Backend(args) => backend::serve(args).await?,
         Command::BarePingora(_) => {}
     }

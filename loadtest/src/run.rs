@@ -93,7 +93,12 @@ fn load(args: &Args) -> Load {
             }
         }
     }
-    Load { target: args.target, mix: Rc::new(mix), timeout: Duration::from_secs_f64(args.timeout_secs.clamp(0.001, 3600.0)), seed: args.seed }
+    Load {
+        target: args.target,
+        mix: Rc::new(mix),
+        timeout: Duration::from_secs_f64(args.timeout_secs.clamp(0.001, 3600.0)),
+        seed: args.seed,
+    }
 }
 
 /// Runs the load and reports.
@@ -103,11 +108,22 @@ pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
     let outcome = match args.rate {
         Some(rate) => {
             let times = plan(args.arrivals, rate, span, args.requests, args.seed);
-            report.say(format!("open loop: {} requests in {:.1} s, {:?}, seed {}", times.len(), span.as_secs_f64(), args.arrivals, args.seed));
+            report.say(format!(
+                "open loop: {} requests in {:.1} s, {:?}, seed {}",
+                times.len(),
+                span.as_secs_f64(),
+                args.arrivals,
+                args.seed
+            ));
             open_loop(&load, times, args.in_flight_max).await?
         }
         None => {
-            report.say(format!("closed loop: {} at a time for {:.1} s, seed {}", args.concurrency, span.as_secs_f64(), args.seed));
+            report.say(format!(
+                "closed loop: {} at a time for {:.1} s, seed {}",
+                args.concurrency,
+                span.as_secs_f64(),
+                args.seed
+            ));
             let most = args.requests as u64;
             let until = async |live: &crate::load::Live| {
                 let end = tokio::time::Instant::now() + span;
@@ -124,7 +140,13 @@ pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
 }
 
 fn tell(args: &Args, outcome: &Outcome, report: &mut Report) {
-    report.say(format!("good {}  failed {}  {:.1} requests/s  events {}", outcome.good, outcome.failed(), outcome.rate(), outcome.events));
+    report.say(format!(
+        "good {}  failed {}  {:.1} requests/s  events {}",
+        outcome.good,
+        outcome.failed(),
+        outcome.rate(),
+        outcome.events
+    ));
     report.say(format!("bytes sent {}  received {}", outcome.sent_bytes, outcome.received_bytes));
     report.say(format!("TTFT ms  {}", outcome.first.line()));
     report.say(format!("E2E  ms  {}", outcome.total.line()));
@@ -141,7 +163,10 @@ fn tell(args: &Args, outcome: &Outcome, report: &mut Report) {
         report.put("valid", is_valid);
         if !is_valid {
             let dropped = outcome.dropped;
-            report.miss(format!("INVALID RUN: own lag p99 {lag_ms:.3} ms (bound {} ms), {dropped} requests dropped", args.lag_bound_ms));
+            report.miss(format!(
+                "INVALID RUN: own lag p99 {lag_ms:.3} ms (bound {} ms), {dropped} requests dropped",
+                args.lag_bound_ms
+            ));
         }
     }
     if outcome.failed() > 0 {

@@ -84,7 +84,11 @@ mod tests {
         for step in 1..=stream.len() {
             let mut scan = SseScan::default();
             let counted: u64 = stream.as_bytes().chunks(step).map(|part| scan.feed(part)).sum();
-            assert_eq!((scan.events, scan.errors, scan.done), (events, errors, done), "cut every {step} bytes: {stream}");
+            assert_eq!(
+                (scan.events, scan.errors, scan.done),
+                (events, errors, done),
+                "cut every {step} bytes: {stream}"
+            );
             assert_eq!(counted, events, "what feed returned adds up");
         }
     }

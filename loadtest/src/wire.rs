@@ -91,7 +91,9 @@ fn note(head: &mut Head, name: &[u8], value: &[u8]) {
 
 fn status_of(first: &str) -> u16 {
     match first.split_once(' ') {
-        Some((version, rest)) if version.starts_with("HTTP/") => rest.get(..3).and_then(|code| code.parse().ok()).unwrap_or(0),
+        Some((version, rest)) if version.starts_with("HTTP/") => {
+            rest.get(..3).and_then(|code| code.parse().ok()).unwrap_or(0)
+        }
         _ => 0,
     }
 }
@@ -150,7 +152,8 @@ impl Unchunk {
             (Chunk::Size, b';' | b'\r' | b' ') | (Chunk::Extension, _) => Chunk::Extension,
             (Chunk::Size, _) => {
                 let digit = char::from(byte).to_digit(16).ok_or_else(|| io::Error::other("bad chunk size"))?;
-                self.left = self.left.checked_mul(16).ok_or_else(|| io::Error::other("bad chunk size"))? + u64::from(digit);
+                self.left =
+                    self.left.checked_mul(16).ok_or_else(|| io::Error::other("bad chunk size"))? + u64::from(digit);
                 Chunk::Size
             }
             (Chunk::DataEnd, b'\n') => Chunk::Size,
@@ -173,7 +176,8 @@ mod tests {
 
     #[test]
     fn heads_of_both_kinds() {
-        let bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n5";
+        let bytes =
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n5";
         let answer = head(bytes).unwrap().unwrap();
         assert_eq!((answer.status, answer.framing, answer.keep, answer.is_sse), (200, Framing::Chunked, true, true));
         assert_eq!(answer.len, bytes.len() - 1);
