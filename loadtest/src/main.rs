@@ -12,9 +12,11 @@
 //! 1 a check missed, 2 the run could not be made.
 
 mod backend;
+mod badinput;
 mod bare_pingora;
 mod body;
 mod client;
+mod corpus;
 mod histogram;
 mod load;
 mod overhead;
@@ -23,6 +25,7 @@ mod report;
 mod run;
 mod schedule;
 mod sse;
+mod streams;
 mod target;
 mod wire;
 
@@ -54,6 +57,10 @@ enum Command {
     Run(run::Args),
     /// CPU, latency, memory next to nginx and a bare Pingora proxy
     Overhead(overhead::Args),
+    /// Many streams at once: memory per stream, good ends, gauges
+    Streams(streams::Args),
+    /// What a gate must refuse, while a good client runs beside it
+    Badinput(badinput::Args),
     /// A pod that costs next to nothing
     Backend(backend::Args),
     /// The least a Pingora proxy can be
@@ -91,6 +98,8 @@ async fn perform(command: Command, mut report: Report) -> io::Result<bool> {
     match command {
         Command::Run(args) => run::run(args, &mut report).await?,
         Command::Overhead(args) => overhead::run(args, &mut report).await?,
+        Command::Streams(args) => streams::run(args, &mut report).await?,
+        Command::Badinput(args) => tokio::task::LocalSet::new().run_until(badinput::run(args, &mut report)).await?,
         Command::Backend(args) => backend::serve(args).await?,
         Command::BarePingora(_) => {}
     }
