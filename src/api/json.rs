@@ -186,11 +186,10 @@ fn decode_unicode<'a>(escape: &'a [u8], sink: &mut impl Sink) -> &'a [u8] {
     let Some(first) = hex4(escape.get(2..6)) else { return escape.get(2..).unwrap_or_default() };
     let mut code = first;
     let mut used = 6;
-    if (0xD800..0xDC00).contains(&first) && escape.get(6..8) == Some(b"\\u") {
-        if let Some(second) = hex4(escape.get(8..12)).filter(|second| (0xDC00..0xE000).contains(second)) {
-            code = 0x1_0000 + ((first - 0xD800) << 10) + (second - 0xDC00);
-            used = 12;
-        }
+    let low = hex4(escape.get(8..12)).filter(|low| (0xDC00..0xE000).contains(low));
+    if let Some(low) = low.filter(|_| (0xD800..0xDC00).contains(&first) && escape.get(6..8) == Some(b"\\u")) {
+        code = 0x1_0000 + ((first - 0xD800) << 10) + (low - 0xDC00);
+        used = 12;
     }
     let tail = |shift: u32| 0x80 | ((code >> shift) & 0x3F) as u8;
     match code {

@@ -14,6 +14,9 @@ pub mod splice;
 pub mod sse;
 pub mod usage;
 
+#[cfg(test)]
+mod tests;
+
 pub use anatomy::{Anatomy, BadBody, Member};
 pub use error::{ErrorText, error_body, error_event};
 pub use kind::{Api, DoneMark, Shape};

@@ -220,7 +220,7 @@ impl Scan<'_> {
                 return self.fault("Unterminated string starting at");
             };
             let plain = self.bytes.get(self.at..found).unwrap_or_default();
-            if plain.iter().fold(false, |any, &byte| any | (byte < 0x20)) {
+            if plain.iter().fold(u8::MAX, |least, &byte| least.min(byte)) < 0x20 {
                 self.at += plain.iter().position(|&byte| byte < 0x20).unwrap_or(0);
                 return self.fault("Invalid control character at");
             }

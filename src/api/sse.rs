@@ -142,6 +142,11 @@ impl SseScan {
         self.seen == 0
     }
 
+    /// Bytes kept of a cut event, for the accounting of memory.
+    pub const fn kept_bytes(&self) -> usize {
+        self.head.capacity() + self.tail.capacity()
+    }
+
     fn line_after(&self, text: &[u8]) -> Line {
         match (self.line, text) {
             (line, []) => line,
@@ -155,10 +160,10 @@ impl SseScan {
         self.seen += part.len();
         let (first, rest) = part.split_at(part.len().min(KEEP - self.head.len()));
         self.head.extend_from_slice(first);
-        self.tail.extend_from_slice(rest.get(rest.len().saturating_sub(KEEP)..).unwrap_or_default());
-        if self.tail.len() > KEEP {
-            self.tail.drain(..self.tail.len() - KEEP);
-        }
+        let last = rest.get(rest.len().saturating_sub(KEEP)..).unwrap_or_default();
+        let over = (self.tail.len() + last.len()).saturating_sub(KEEP);
+        self.tail.drain(..over);
+        self.tail.extend_from_slice(last);
         if self.first.is_none() && self.head.len() == KEEP {
             self.first = verdict(&self.head);
         }
@@ -178,18 +183,12 @@ impl SseScan {
             self.judge(&Event { head: &head, tail: &tail })
         };
         self.seen = 0;
-        self.reuse(head, tail);
-        is_error
-    }
-
-    /// Keeps the buffers, so that a stream whose every event is cut does not allocate for each.
-    fn reuse(&mut self, mut head: Vec<u8>, mut tail: Vec<u8>) {
-        head.clear();
-        tail.clear();
         if head.capacity() <= KEEP {
+            // Kept, so that a stream whose every event is cut does not allocate for each.
+            head.clear();
             self.head = head;
         }
-        self.tail = tail;
+        is_error
     }
 
     fn judge(&mut self, event: &Event<'_>) -> bool {

@@ -31,9 +31,7 @@ impl Usage {
                 _ => {}
             }
         }
-        if prompt.or(completion).is_none() {
-            return None;
-        }
+        prompt.or(completion)?;
         Some(Self {
             prompt_tokens: prompt.unwrap_or(0),
             completion_tokens: completion.unwrap_or(0),
@@ -66,5 +64,5 @@ pub fn response_id_of_body(api: Api, body: &[u8]) -> Option<String> {
     if api != Api::Responses {
         return None;
     }
-    json::text(json::member(body, "id")?).filter(|id| id.len() <= super::sse::ID_MAX).map(|id| id.into_owned())
+    json::text(json::member(body, "id")?).filter(|id| id.len() <= super::sse::ID_MAX).map(std::borrow::Cow::into_owned)
 }

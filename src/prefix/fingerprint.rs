@@ -12,6 +12,8 @@ use super::canon;
 pub const BLOCK_BYTES: usize = 256;
 /// Most blocks hashed for one request, all its prompts together: 4 MiB of text. What is beyond is counted, not hashed.
 pub const BLOCKS_MAX: usize = 16_384;
+/// Most prompts of one request that are told apart; further ones are counted only.
+pub const PROMPTS_MAX: usize = 1_024;
 
 /// What a prompt's blocks are chained from: prompts that must not be taken for each other differ in it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,6 +84,8 @@ pub(super) struct Writer {
     len: usize,
     room: usize,
     chain: Chain,
+    /// Canonical bytes of prompts beyond the limits.
+    beyond: u64,
     done: Vec<Chain>,
     /// Only token ids so far?
     ids_only: bool,
@@ -96,14 +100,15 @@ impl Writer {
             len: 0,
             room: BLOCKS_MAX,
             chain: Chain::default(),
+            beyond: 0,
             done: Vec::new(),
             ids_only: true,
         }
     }
 
-    /// Is there no room for more blocks, so that further prompts need not be read?
+    /// Is there no room for more blocks or prompts, so that further prompts need not be read?
     pub(super) const fn is_full(&self) -> bool {
-        self.room == 0
+        self.room == 0 || self.done.len() >= PROMPTS_MAX
     }
 
     /// A boundary of a kind; 0xFF occurs in no text, so no text can imitate it.
@@ -127,36 +132,41 @@ impl Writer {
         let mut rest = bytes;
         while !rest.is_empty() && self.room > 0 {
             let (now, later) = rest.split_at(rest.len().min(BLOCK_BYTES - self.len));
-            if now.len() == BLOCK_BYTES {
-                self.block(None, now);
-            } else {
-                if let Some(free) = self.part.get_mut(self.len..self.len + now.len()) {
-                    free.copy_from_slice(now);
-                }
-                self.len += now.len();
-                if self.len == BLOCK_BYTES {
-                    let part = self.part;
-                    self.block(Some(()), &part);
-                }
-            }
             rest = later;
+            if now.len() == BLOCK_BYTES {
+                self.block(now);
+                continue;
+            }
+            if let Some(free) = self.part.get_mut(self.len..self.len + now.len()) {
+                free.copy_from_slice(now);
+            }
+            self.len += now.len();
+            if self.len == BLOCK_BYTES {
+                let part = self.part;
+                self.block(&part);
+            }
         }
     }
 
-    fn block(&mut self, from_part: Option<()>, bytes: &[u8]) {
+    fn block(&mut self, bytes: &[u8]) {
         self.parent = xxh3_64_with_seed(bytes, self.parent);
         self.chain.blocks.push(self.parent);
         self.room -= 1;
-        if from_part.is_some() {
-            self.len = 0;
-        }
+        self.len = 0;
+    }
+
+    /// Counts bytes of a prompt that is not read any more.
+    pub(super) const fn skip(&mut self, bytes: usize) {
+        self.beyond += bytes as u64;
     }
 
     /// Ends a prompt; an empty one is not kept.
     pub(super) fn end_prompt(&mut self) {
         let chain = std::mem::take(&mut self.chain);
-        if chain.bytes > 0 {
+        if chain.bytes > 0 && self.done.len() < PROMPTS_MAX {
             self.done.push(chain);
+        } else {
+            self.beyond += chain.bytes;
         }
         self.parent = self.seed;
         self.len = 0;
@@ -164,8 +174,8 @@ impl Writer {
 
     fn finish(mut self, model: u64) -> Fingerprint {
         self.end_prompt();
-        let bytes = self.done.iter().map(|chain| chain.bytes).sum();
-        let exact_tokens = (self.ids_only && bytes > 0).then_some(bytes / 4);
+        let bytes = self.done.iter().map(|chain| chain.bytes).sum::<u64>() + self.beyond;
+        let exact_tokens = (self.ids_only && self.beyond == 0 && bytes > 0).then_some(bytes / 4);
         Fingerprint { chains: self.done, bytes, exact_tokens, model }
     }
 }

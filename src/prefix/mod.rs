@@ -8,5 +8,8 @@ pub mod index;
 mod ratio;
 mod run;
 
+#[cfg(test)]
+mod tests;
+
 pub use fingerprint::{BLOCK_BYTES, Chain, Fingerprint, Seed};
 pub use index::{Claim, Hits, Index, Limits, Stats};
