@@ -74,7 +74,7 @@ impl<'a> Trial<'a> {
             started,
             health: Some(health),
             booked: Reservation::book(Arc::clone(&choice.pod), choice.prompt, uncached),
-            claim: facts.prompt.as_ref().map(|prompt| gate.index.claim(prompt, choice.pod.id, started)),
+            claim: facts.prompt.as_ref().map(|prompt| gate.index.claim(prompt, choice.pod.id)),
             is_confirmed: false,
             gate: Arc::clone(gate),
         }
@@ -89,7 +89,7 @@ impl<'a> Trial<'a> {
         }
         self.gate.guards.answered(now, &self.facts.model, self.pod);
         if let Some((prompt, claim)) = self.facts.prompt.as_ref().zip(self.claim) {
-            self.gate.index.confirm(prompt, claim, now);
+            self.gate.index.confirm(prompt, claim);
             self.is_confirmed = true;
         }
     }
