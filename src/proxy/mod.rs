@@ -1,1 +1,2 @@
 //! Room `proxy`.
+pub mod settings;
