@@ -24,6 +24,7 @@ mod plan;
 mod relay;
 pub mod reply;
 pub mod rules;
+pub mod settings;
 mod trace;
 pub mod upstream;
 
