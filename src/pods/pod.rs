@@ -112,14 +112,18 @@ impl Pod {
         changed
     }
 
-    /// Takes a new reading. Telemetry reached the pod.
+    /// Takes a new reading.
     pub fn read(&self, reading: Reading) {
         self.reading.store(Arc::new(Some(reading)));
+    }
+
+    /// Telemetry reached the pod, whatever it answered.
+    pub fn reached(&self) {
         self.scrape_failures.store(0, Relaxed);
     }
 
     /// Telemetry could not reach the pod. Never ejects by itself; see [`super::verdict`] for what it does.
-    pub fn unread(&self) {
+    pub fn unreached(&self) {
         self.scrape_failures.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(1))).ok();
     }
 
@@ -182,11 +186,12 @@ pub(super) mod tests {
         pod.health.lock().on(now, Outcome::Busy { retry_after: None });
         assert_eq!(pod.sign(now).busy_until, Some(Mono(8_000_000)));
         pod.learn(Facts { sleep: Sleep::Asleep, ..Facts::default() });
-        (0..3).for_each(|_| pod.unread());
+        (0..3).for_each(|_| pod.unreached());
         (0..3).for_each(|_| pod.health.lock().on(now, Outcome::ConnectFailed));
         let sign = pod.sign(now);
         assert_eq!((sign.is_asleep, sign.is_dark, sign.standing), (true, true, Standing::Ejected(Mono(12_000_000))));
         pod.read(Reading::default());
+        pod.reached();
         pod.restarted(now);
         assert_eq!((pod.sign(now).is_dark, pod.standing(now)), (false, Standing::Probe));
         assert_eq!(**pod.reading.load(), None);

@@ -70,7 +70,8 @@ mod tests {
         let mut window = Window::new(Duration::from_secs(10));
         let (mut now, mut samples) = (Mono::ZERO, Vec::new());
         for step in 0..5_000 {
-            now = now.after(Duration::from_millis(rng.below(if rng.below(50) == 0 { 20_000 } else { 400 })));
+            let pause_ms_max = if rng.below(50) == 0 { 20_000 } else { 400 };
+            now = now.after(Duration::from_millis(rng.below(pause_ms_max)));
             let good = rng.below(3) > 0;
             window.add(now, good);
             samples.push((now.0 / 1_000_000, good));
