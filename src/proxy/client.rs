@@ -252,10 +252,17 @@ impl Client {
     }
 
     /// Answers with a body of the gate's own.
-    pub async fn answer(&mut self, status: StatusCode, fields: HeaderMap, body: Bytes) -> Result<(), Lost> {
+    pub async fn answer(
+        &mut self,
+        status: StatusCode,
+        fields: HeaderMap,
+        body: Bytes,
+        request_id: &str,
+    ) -> Result<(), Lost> {
         let frame = super::headers::Frame::Length(body.len() as u64);
-        let head =
+        let mut head =
             super::headers::to_client(status, fields, frame, self.is_http11()).map_err(|error| Self::lost(&error))?;
+        head.insert_header("x-request-id", request_id).map_err(|error| Self::lost(&error))?;
         self.begin(head, body, true).await
     }
 

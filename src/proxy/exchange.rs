@@ -248,9 +248,9 @@ impl Exchange {
     pub(super) async fn json(&mut self, route: &'static str, body: Bytes) -> Result<(), End> {
         self.note.route = route;
         self.note.cause = Some(Cause::Local);
-        let mut fields = HeaderMap::with_capacity(2);
+        let mut fields = HeaderMap::with_capacity(1);
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        self.client.answer(http::StatusCode::OK, fields, body).await?;
+        self.client.answer(http::StatusCode::OK, fields, body, &self.note.request_id).await?;
         Ok(())
     }
 }

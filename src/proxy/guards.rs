@@ -81,6 +81,14 @@ impl Guards {
         may_retry(now, setback, self.retry.lock().of(model))
     }
 
+    /// A pod was scraped with success.
+    pub fn seen<'a>(&self, now: Mono, models: impl IntoIterator<Item = &'a ModelName>, pod: PodId) {
+        let mut budgets = self.retry.lock();
+        for model in models {
+            budgets.of(model).seen(pod, now);
+        }
+    }
+
     /// A pod answered.
     pub fn answered(&self, now: Mono, model: &ModelName, pod: PodId) {
         self.retry.lock().of(model).answered(pod, now);

@@ -25,8 +25,10 @@ pub struct ToPod<'a> {
     pub request_id: &'a str,
     /// The hop before the gate.
     pub client: IpAddr,
-    /// The hop before the gate is a trusted proxy: its forwarding fields are kept and extended.
-    pub is_trusted: bool,
+    /// The hop before the gate is a proxy that is believed: its forwarding fields are kept and extended.
+    pub is_proxy: bool,
+    /// The caller may choose a data-parallel rank.
+    pub may_choose_rank: bool,
     /// Replaces the client's `Authorization`.
     pub credential: Option<&'a str>,
     /// Data-parallel rank to address.
@@ -91,7 +93,7 @@ fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
     let name = name.as_str();
     match name {
         "authorization" if call.credential.is_some() => Fate::Drop,
-        "x-data-parallel-rank" if call.is_trusted && call.rank.is_none() => Fate::Pass,
+        "x-data-parallel-rank" if call.may_choose_rank && call.rank.is_none() => Fate::Pass,
         "x-data-parallel-rank" | "target-pod" | "routing-strategy" => Fate::Routing,
         // The gate scans answers, so it asks for them uncompressed. The rest it sets itself.
         "accept-encoding" | "host" | "content-length" | "expect" | "x-request-id" | "traceparent" | "x-real-ip" => {
@@ -99,7 +101,7 @@ fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
         }
         _ if is_hop_by_hop(name) => Fate::Drop,
         _ if name.starts_with("x-forwarded-") || name == "forwarded" => {
-            if call.is_trusted && !matches!(name, "x-forwarded-for") { Fate::Pass } else { Fate::Drop }
+            if call.is_proxy && !matches!(name, "x-forwarded-for") { Fate::Pass } else { Fate::Drop }
         }
         _ if is_routing(name) => Fate::Routing,
         _ if name.contains('_') => Fate::Underscore,
@@ -160,7 +162,7 @@ impl<'a> Nominated<'a> {
 
 fn forwarded(out: &mut Vec<u8>, call: &ToPod<'_>) {
     out.extend_from_slice(b"x-forwarded-for: ");
-    if call.is_trusted {
+    if call.is_proxy {
         for earlier in call.fields.get_all("x-forwarded-for") {
             out.extend_from_slice(earlier.as_bytes());
             out.extend_from_slice(b", ");
@@ -168,10 +170,10 @@ fn forwarded(out: &mut Vec<u8>, call: &ToPod<'_>) {
     }
     push_display(out, call.client);
     out.extend_from_slice(b"\r\n");
-    if !(call.is_trusted && call.fields.contains_key("x-forwarded-proto")) {
+    if !(call.is_proxy && call.fields.contains_key("x-forwarded-proto")) {
         line(out, "x-forwarded-proto", b"http");
     }
-    if !(call.is_trusted && call.fields.contains_key("x-forwarded-host"))
+    if !(call.is_proxy && call.fields.contains_key("x-forwarded-host"))
         && let Some(host) = call.fields.get(header::HOST)
     {
         line(out, "x-forwarded-host", host.as_bytes());
@@ -266,7 +268,8 @@ mod tests {
                 body_bytes: Some(5),
                 request_id: "r1",
                 client: IpAddr::from([10, 0, 0, 9]),
-                is_trusted,
+                is_proxy: is_trusted,
+                may_choose_rank: is_trusted,
                 credential,
                 rank: None,
                 traceparent: None,

@@ -30,4 +30,4 @@ pub mod upstream;
 
 pub use accept::{Bound, Workers, start};
 pub use gate::{Gate, GateApp, Hook, Parts, Phase};
-pub use rules::{Network, Rules, Times};
+pub use rules::{Rules, Times};

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::lint::HeadLimits;
+use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
 use crate::base::ModelName;
 
@@ -31,26 +32,14 @@ impl Default for Times {
     }
 }
 
-/// A network in CIDR notation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// Any address in it.
-    pub addr: IpAddr,
-    /// Leading bits that must agree.
-    pub prefix_bits: u8,
-}
-
-impl Network {
-    /// Whether `addr` lies in it.
-    pub fn has(&self, addr: IpAddr) -> bool {
-        let agree = |a: u128, b: u128, width: u32| {
-            let bits = u32::from(self.prefix_bits).min(width);
-            bits == 0 || (a ^ b) >> (width - bits) == 0
-        };
-        match (self.addr, addr.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => agree(own.to_bits().into(), other.to_bits().into(), 32),
-            (IpAddr::V6(own), IpAddr::V6(other)) => agree(own.to_bits(), other.to_bits(), 128),
-            _ => false,
+impl From<&Timeouts> for Times {
+    fn from(timeouts: &Timeouts) -> Self {
+        let seconds = |count: u32| Duration::from_secs(count.into());
+        Self {
+            connect: timeouts.connect(),
+            first_token: seconds(timeouts.first_token_s),
+            answer: seconds(timeouts.answer_s),
+            between_tokens: seconds(timeouts.between_tokens_s),
         }
     }
 }
@@ -76,8 +65,10 @@ pub struct Rules {
     pub connections_max: u64,
     /// Bytes of bodies held at once; past 90 % large bodies are refused, past 95 % all are.
     pub memory_bytes_max: u64,
-    /// Networks whose forwarding and routing fields are believed.
-    pub trusted: Vec<Network>,
+    /// Networks of proxies, whose forwarding fields are believed.
+    pub proxies: Vec<Network>,
+    /// Networks of callers who may choose ranks and see decisions.
+    pub callers: Vec<Network>,
     /// Paths opened beyond the table.
     pub paths: PathRules,
     /// Times of models without their own.
@@ -92,6 +83,10 @@ pub struct Rules {
     pub attempts_max: u32,
     /// Whether a request that a pod took without answering may go to another pod.
     pub retries_delivered: bool,
+    /// How long new connections are taken after a shutdown began.
+    pub drain_accept: Duration,
+    /// How long requests may run on after that.
+    pub drain_max: Duration,
 }
 
 impl Default for Rules {
@@ -106,7 +101,8 @@ impl Default for Rules {
             write_timeout: Duration::from_mins(2),
             connections_max: 10_000,
             memory_bytes_max: 1 << 30,
-            trusted: Vec::new(),
+            proxies: Vec::new(),
+            callers: Vec::new(),
             paths: PathRules::default(),
             times: Times::default(),
             model_times: HashMap::new(),
@@ -114,40 +110,52 @@ impl Default for Rules {
             explain: false,
             attempts_max: 2,
             retries_delivered: true,
+            drain_accept: Duration::from_secs(5),
+            drain_max: Duration::from_mins(5),
         }
     }
 }
 
 impl Rules {
-    /// Whether a hop is believed.
+    /// The rules that configuration asks for; names of models and retries are set by the caller.
+    pub fn of(listen: &Listen, limits: &Limits, trust: &Trust, paths: PathRules) -> Self {
+        let times = &limits.timeouts;
+        let seconds = |count: u32| Duration::from_secs(count.into());
+        Self {
+            head: HeadLimits {
+                head_bytes_max: limits.head_bytes_max as usize,
+                fields_max: limits.head_fields_max.into(),
+            },
+            head_timeout: seconds(times.head_s),
+            idle_timeout: seconds(times.keep_alive_s),
+            body_bytes_max: limits.body_bytes_max,
+            body_timeout: seconds(times.body_s),
+            body_floor_bytes: u64::from(times.body_bytes_per_s).max(1),
+            write_timeout: seconds(times.write_s),
+            connections_max: u64::from(limits.connections_max),
+            memory_bytes_max: limits.body_held_bytes_max,
+            proxies: trust.proxies.clone(),
+            callers: trust.callers.clone(),
+            paths,
+            times: Times::from(times),
+            drain_accept: seconds(listen.drain_accept_s),
+            drain_max: seconds(listen.drain_max_s),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the forwarding fields of a hop are believed.
+    pub fn is_proxy(&self, addr: IpAddr) -> bool {
+        self.proxies.iter().any(|network| network.contains(addr))
+    }
+
+    /// Whether a hop may choose ranks and see decisions.
     pub fn is_trusted(&self, addr: IpAddr) -> bool {
-        self.trusted.iter().any(|network| network.has(addr))
+        self.callers.iter().any(|network| network.contains(addr))
     }
 
     /// Times of a model.
     pub fn times(&self, model: &str) -> Times {
         self.model_times.get(model).copied().unwrap_or(self.times)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn check(network: (&str, u8), addr: &str, expected: bool) {
-        let network = Network { addr: network.0.parse().unwrap(), prefix_bits: network.1 };
-        assert_eq!(network.has(addr.parse().unwrap()), expected, "{network:?} {addr}");
-    }
-
-    #[test]
-    fn networks_compare_leading_bits() {
-        check(("10.0.0.0", 8), "10.255.1.2", true);
-        check(("10.0.0.0", 8), "11.0.0.1", false);
-        check(("0.0.0.0", 0), "8.8.8.8", true);
-        check(("127.0.0.1", 32), "127.0.0.2", false);
-        check(("10.0.0.0", 8), "::ffff:10.1.1.1", true);
-        check(("fd00::", 8), "fd12::1", true);
-        check(("fd00::", 8), "10.0.0.1", false);
     }
 }
