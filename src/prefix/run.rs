@@ -414,7 +414,7 @@ impl Tree {
             assert_eq!(run.blocks.first().and_then(|head| self.heads.get(head)), Some(&(id as u32)));
             let above = self.run(run.parent);
             assert_eq!(above.map_or(0, |above| above.start + above.len()), run.start);
-            assert_eq!(above.is_none_or(|above| above.children.get(run.slot as usize) == Some(&(id as u32))), true);
+            assert!(above.is_none_or(|above| above.children.get(run.slot as usize) == Some(&(id as u32))));
             assert!(run.children.iter().all(|child| self.run(*child).is_some_and(|child| child.parent == id as u32)));
             let deepest = run.holders.iter().map(|holder| holder.depth).max().unwrap_or(0);
             assert!(deepest > 0 && (deepest == run.len() || !run.children.is_empty()), "nobody holds the end of a run");
