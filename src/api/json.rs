@@ -7,8 +7,6 @@
 use std::borrow::Cow;
 use std::hash::Hasher;
 
-use memchr::memchr2;
-
 /// Where decoded text goes.
 pub trait Sink {
     /// Takes the next bytes of the text.
@@ -54,13 +52,38 @@ impl MemberView<'_> {
 pub struct Members<'a> {
     text: &'a [u8],
     at: usize,
+    /// Offset behind the last member read.
+    end: usize,
 }
 
-/// The members of `value`; none if it is not an object.
+/// The members of the object that `value` begins with; none if it is not an object. Text behind the object is not read.
 pub fn members(value: &[u8]) -> Members<'_> {
     let at = skip_space(value, 0);
     let at = if value.get(at) == Some(&b'{') { at + 1 } else { value.len() };
-    Members { text: value, at }
+    Members { text: value, at, end: at }
+}
+
+impl Members<'_> {
+    /// Skips the members that are left and returns the offset just behind the object.
+    pub fn finish(mut self) -> usize {
+        while self.next().is_some() {}
+        let close = skip_space(self.text, self.end);
+        if self.text.get(close) == Some(&b'}') { close + 1 } else { self.text.len() }
+    }
+}
+
+/// Calls `visit` with the text from each element that is an object up to the end of the array; it returns how many bytes
+/// the object has ([`Members::finish`]). Large arrays of objects are so read once instead of twice.
+pub fn for_each_object<'a>(array: &'a [u8], mut visit: impl FnMut(&'a [u8]) -> usize) {
+    let mut at = skip_space(array, 0);
+    while let Some(byte) = array.get(at) {
+        at = match byte {
+            b'[' | b',' | b' ' | b'\n' | b'\r' | b'\t' => at + 1,
+            b'{' => at + visit(array.get(at..).unwrap_or_default()).max(1),
+            b']' => return,
+            _ => value_end(array, at).max(at + 1),
+        };
+    }
 }
 
 impl<'a> Iterator for Members<'a> {
@@ -81,6 +104,7 @@ impl<'a> Iterator for Members<'a> {
         let after = skip_space(self.text, end);
         let comma = (self.text.get(after) == Some(&b',')).then_some(after);
         self.at = comma.map_or(self.text.len(), |comma| comma + 1);
+        self.end = end;
         Some(MemberView {
             key: self.text.get(start + 1..key_end.saturating_sub(1))?,
             value: self.text.get(value_start..end)?,
@@ -151,18 +175,62 @@ pub fn text(value: &[u8]) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(String::from_utf8_lossy(&decoded).into_owned()))
 }
 
-/// Writes the text of a string, given between its quotes, with escapes resolved.
+/// Writes the text of a string, given between its quotes, with escapes resolved. Goes eight bytes at a time through a
+/// buffer, because escapes come every few bytes in code and a search for each would cost more than the copy.
 pub fn decode_into(raw: &[u8], sink: &mut impl Sink) {
     let mut rest = raw;
+    let mut buffer = Buffer { bytes: [0; 512], len: 0 };
+    while let Some(word) = rest.first_chunk::<8>() {
+        buffer.word(word, sink);
+        let found = first_hit(backslashes(u64::from_le_bytes(*word)));
+        buffer.len += found;
+        rest = rest.get(found..).unwrap_or_default();
+        if found < 8 {
+            rest = decode_escape(rest, &mut buffer);
+        }
+    }
+    buffer.flush(sink);
     while let Some(found) = memchr::memchr(b'\\', rest) {
         let (plain, escape) = rest.split_at(found);
-        if !plain.is_empty() {
-            sink.put(plain);
-        }
+        sink.put(plain);
         rest = decode_escape(escape, sink);
     }
     if !rest.is_empty() {
         sink.put(rest);
+    }
+}
+
+/// Decoded bytes on their way to a sink. `word` keeps room for one word and one escape.
+struct Buffer {
+    bytes: [u8; 512],
+    len: usize,
+}
+
+impl Buffer {
+    /// Puts a word behind the text; the caller says how much of it counts by raising `len`.
+    fn word(&mut self, word: &[u8; 8], sink: &mut impl Sink) {
+        if self.len + 16 > self.bytes.len() {
+            self.flush(sink);
+        }
+        if let Some(free) = self.bytes.get_mut(self.len..self.len + 8) {
+            free.copy_from_slice(word);
+        }
+    }
+
+    fn flush(&mut self, sink: &mut impl Sink) {
+        sink.put(self.bytes.get(..self.len).unwrap_or_default());
+        self.len = 0;
+    }
+}
+
+impl Sink for Buffer {
+    fn put(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if let Some(free) = self.bytes.get_mut(self.len) {
+                *free = *byte;
+                self.len += 1;
+            }
+        }
     }
 }
 
@@ -239,23 +307,60 @@ pub(super) fn skip_space(text: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Offset of the next quote or backslash. Short runs, the common case in keys and after escapes, skip the vector search.
-pub(super) fn quote_or_escape(text: &[u8], at: usize) -> Option<usize> {
-    let rest = text.get(at..)?;
-    let (near, far) = rest.split_at(rest.len().min(12));
-    if let Some(found) = near.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
-        return Some(at + found);
+/// Marks the top bit of the bytes that are zero. Bytes above the first such byte may be marked wrongly.
+const fn zeros(word: u64) -> u64 {
+    word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080
+}
+
+const fn backslashes(word: u64) -> u64 {
+    zeros(word ^ 0x5C5C_5C5C_5C5C_5C5C)
+}
+
+/// Marks quotes, backslashes and control bytes, as [`zeros`] does.
+const fn stops(word: u64) -> u64 {
+    let controls = word.wrapping_sub(0x2020_2020_2020_2020) & !word & 0x8080_8080_8080_8080;
+    controls | backslashes(word) | zeros(word ^ 0x2222_2222_2222_2222)
+}
+
+/// Index of the first marked byte; 8 if none is.
+const fn first_hit(marks: u64) -> usize {
+    (marks.trailing_zeros() / 8) as usize
+}
+
+fn is_stop(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+/// Offset of the next quote, backslash or control byte. The next 16 bytes are tried word by word, for escapes and short
+/// keys; from there on blocks are tried whole, which compiles to vector code.
+pub(super) fn next_stop(text: &[u8], mut at: usize) -> Option<usize> {
+    for tries in 0.. {
+        let Some(word) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) else { break };
+        let found = first_hit(stops(u64::from_le_bytes(*word)));
+        at += found;
+        if found < 8 {
+            return Some(at);
+        }
+        if tries >= 1 {
+            at += 32 * text.get(at..)?.chunks_exact(32).take_while(|block| is_clean(block)).count();
+        }
     }
-    memchr2(b'"', b'\\', far).map(|found| at + near.len() + found)
+    text.get(at..)?.iter().position(|byte| is_stop(*byte)).map(|found| at + found)
+}
+
+fn is_clean(block: &[u8]) -> bool {
+    let mark = |byte: u8| u8::from(byte < 0x20) | u8::from(byte == b'"') | u8::from(byte == b'\\');
+    block.first_chunk::<32>().is_some_and(|block| block.iter().fold(0, |marks, byte| marks | mark(*byte)) == 0)
 }
 
 /// Offset just behind the closing quote of the string whose text starts at `at`; the end of the text if it is cut.
 fn string_end(text: &[u8], mut at: usize) -> usize {
-    while let Some(found) = quote_or_escape(text, at) {
-        if text.get(found) == Some(&b'"') {
-            return found + 1;
+    while let Some(found) = next_stop(text, at) {
+        match text.get(found) {
+            Some(b'"') => return found + 1,
+            Some(b'\\') => at = found + 2,
+            _ => at = found + 1,
         }
-        at = found + 2;
     }
     text.len()
 }

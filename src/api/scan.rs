@@ -1,7 +1,7 @@
 //! Checks JSON syntax in one pass, without recursion and without building anything. Accepts what Python's `json` module
 //! accepts (vLLM parses bodies with it): also `NaN`, `Infinity` and lone surrogate escapes. Limits: depth and keys per
 //! object, so that a hostile body is refused early. Error texts are Python's, because vLLM hands those to clients.
-use super::json::{quote_or_escape, skip_space};
+use super::json::{next_stop, skip_space};
 
 /// Deepest nesting accepted, the top-level object included (`reliability` limit of the gate).
 pub(super) const DEPTH_MAX: usize = 64;
@@ -215,21 +215,22 @@ impl Scan<'_> {
         self.at += 1;
         let mut has_escape = false;
         loop {
-            let Some(found) = quote_or_escape(self.bytes, self.at) else {
+            let Some(found) = next_stop(self.bytes, self.at) else {
                 self.at = opening;
                 return self.fault("Unterminated string starting at");
             };
-            let plain = self.bytes.get(self.at..found).unwrap_or_default();
-            if plain.iter().fold(u8::MAX, |least, &byte| least.min(byte)) < 0x20 {
-                self.at += plain.iter().position(|&byte| byte < 0x20).unwrap_or(0);
-                return self.fault("Invalid control character at");
-            }
             self.at = found + 1;
-            if self.bytes.get(found) == Some(&b'"') {
-                return Ok(has_escape);
+            match self.bytes.get(found) {
+                Some(b'"') => return Ok(has_escape),
+                Some(b'\\') => {
+                    has_escape = true;
+                    self.escape(opening)?;
+                }
+                _ => {
+                    self.at = found;
+                    return self.fault("Invalid control character at");
+                }
             }
-            has_escape = true;
-            self.escape(opening)?;
         }
     }
 

@@ -76,10 +76,10 @@ fn head(anatomy: &Anatomy<'_>, writer: &mut Writer) {
 
 /// One conversation, or a list of them (`/v1/chat/completions/batch`): each is a prompt.
 fn conversations(anatomy: &Anatomy<'_>, messages: &[u8], writer: &mut Writer) {
-    let is_batch = json::elements(messages).next().is_some_and(is_array);
+    let is_batch = messages.iter().skip(1).find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     if !is_batch {
         head(anatomy, writer);
-        json::elements(messages).for_each(|item| message_of(item, writer));
+        json::for_each_object(messages, |item| message_of(item, writer));
         return writer.end_prompt();
     }
     for conversation in json::elements(messages) {
@@ -88,15 +88,17 @@ fn conversations(anatomy: &Anatomy<'_>, messages: &[u8], writer: &mut Writer) {
             continue;
         }
         head(anatomy, writer);
-        json::elements(conversation).for_each(|item| message_of(item, writer));
+        json::for_each_object(conversation, |item| message_of(item, writer));
         writer.end_prompt();
     }
 }
 
-fn message_of(item: &[u8], writer: &mut Writer) {
+/// Writes the message that `item` begins with and returns its length in the body.
+fn message_of(item: &[u8], writer: &mut Writer) -> usize {
     let (mut role, mut content): (&[u8], &[u8]) = (b"\"\"", b"null");
     let mut rest = [None; REST.len()];
-    for member in json::members(item) {
+    let mut members = json::members(item);
+    for member in members.by_ref() {
         match member.key {
             b"role" => role = member.value,
             b"content" => content = member.value,
@@ -116,6 +118,7 @@ fn message_of(item: &[u8], writer: &mut Writer) {
             plain(value, writer);
         }
     }
+    members.finish()
 }
 
 fn message(role: &[u8], content: &[u8], writer: &mut Writer) {

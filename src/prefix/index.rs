@@ -278,3 +278,11 @@ fn held(chain: &Chain, tokens: Tokens, depth: u32, block: Tokens) -> Tokens {
     let hit = ((tokens.0 as f64 * part) as u64).min(tokens.0.saturating_sub(1));
     Tokens(hit - hit % block.0.max(1))
 }
+
+#[cfg(test)]
+impl Index {
+    /// Checks every invariant of the tree inside.
+    pub(super) fn assert_sound(&self) {
+        self.inner.read().tree.assert_sound();
+    }
+}

@@ -400,3 +400,44 @@ impl Tree {
         run.exact.push(Exact { depth, bytes, tokens });
     }
 }
+
+#[cfg(test)]
+impl Tree {
+    /// Checks every invariant of the tree.
+    pub(super) fn assert_sound(&self) {
+        let mut held: HashMap<PodId, (u64, usize)> = HashMap::new();
+        let (mut blocks, mut entries, mut live) = (0, 0, 0);
+        for (id, run) in self.runs.iter().enumerate().filter(|(id, _)| !self.free.contains(&(*id as u32))) {
+            live += 1;
+            blocks += run.blocks.len();
+            entries += run.holders.len();
+            assert_eq!(run.blocks.first().and_then(|head| self.heads.get(head)), Some(&(id as u32)));
+            let above = self.run(run.parent);
+            assert_eq!(above.map_or(0, |above| above.start + above.len()), run.start);
+            assert!(above.is_none_or(|above| above.children.get(run.slot as usize) == Some(&(id as u32))));
+            assert!(run.children.iter().all(|child| self.run(*child).is_some_and(|child| child.parent == id as u32)));
+            let deepest = run.holders.iter().map(|holder| holder.depth).max().unwrap_or(0);
+            assert!(deepest > 0 && (deepest == run.len() || !run.children.is_empty()), "nobody holds the end of a run");
+            assert!(run.exact.iter().all(|exact| exact.depth <= run.len()));
+            for holder in &run.holders {
+                assert!(holder.depth > 0 && holder.depth <= run.len() && holder.confirmed <= holder.depth);
+                let whole = above.is_none_or(|above| {
+                    above
+                        .holders
+                        .iter()
+                        .any(|up| up.pod == holder.pod && up.depth == above.len() && up.touched >= holder.touched)
+                });
+                assert!(whole, "a pod holds a run without what is above it");
+                let sum = held.entry(holder.pod).or_default();
+                *sum = (sum.0 + u64::from(holder.depth), sum.1 + 1);
+                let order = self.pods.get(&holder.pod).map(|holding| &holding.order);
+                assert!(order.is_some_and(|order| order.contains(&(holder.touched, Reverse(run.start), id as u32))));
+            }
+        }
+        assert_eq!((blocks, entries, live), (self.blocks, self.entries, self.heads.len()));
+        for (pod, holding) in &self.pods {
+            let expected = held.get(pod).copied().unwrap_or_default();
+            assert_eq!((holding.blocks, holding.order.len()), expected);
+        }
+    }
+}

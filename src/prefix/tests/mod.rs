@@ -1,1 +1,3 @@
-//! Tests of the room, filled in by its parts.
+//! Tests of the room: what makes two prompts alike, and the index on random histories.
+mod alike;
+mod history;
