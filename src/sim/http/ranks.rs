@@ -1,0 +1,281 @@
+//! The engines behind an endpoint: one per data-parallel rank, each driven by a task at its own steps.
+//!
+//! A `Run` is one request in an engine: it tells how many tokens each of its sequences has, and gives everything back when
+//! dropped (a dropped run that is not complete is an abort). At speed 0 there is no task: entering pumps the engine until
+//! the run is done, under its lock.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::config::SimConfig;
+use super::host;
+use super::metrics::Figures;
+use crate::base::Mono;
+use crate::sim::engine::{Engine, Event, EventKind, Job, Prompt, Refusal, Stats};
+
+/// All ranks of a pod.
+pub(super) struct Ranks {
+    ranks: Vec<Arc<Rank>>,
+    jobs: AtomicU64,
+    is_instant: bool,
+}
+
+/// One rank.
+pub(super) struct Rank {
+    core: Mutex<Core>,
+    wake: Notify,
+    in_flight: AtomicU64,
+}
+
+struct Core {
+    engine: Engine,
+    flights: HashMap<u64, (Arc<Flight>, usize)>,
+    events: Vec<Event>,
+    figures: Figures,
+}
+
+/// Progress of one request, shared by engine and connection.
+struct Flight {
+    produced: Vec<AtomicU64>,
+    cached: AtomicU64,
+    first_at: AtomicU64,
+    left: AtomicU64,
+    changed: Notify,
+    is_streamed: bool,
+}
+
+/// One sequence of a request: its prompt's tokens and root hash, its length, its seed.
+pub(super) struct Sequence<'a> {
+    pub(super) prompt: &'a [u32],
+    pub(super) root: u64,
+    pub(super) output_tokens: u64,
+    pub(super) seed: u64,
+}
+
+/// A request in an engine.
+pub(super) struct Run {
+    rank: Arc<Rank>,
+    flight: Arc<Flight>,
+    jobs: Vec<u64>,
+    begun: Mono,
+    prompt_tokens: u64,
+    output_tokens: u64,
+    asked: u64,
+}
+
+impl Ranks {
+    /// Ranks as configured; their tasks end when `stop` becomes true.
+    pub(super) fn new(config: &SimConfig, stop: &watch::Sender<bool>) -> Self {
+        let is_instant = config.speed <= 0.0;
+        let ranks: Vec<Arc<Rank>> = (0..config.ranks.max(1))
+            .map(|_| {
+                let engine = Engine::new(config.engine_settings());
+                let core = Core { engine, flights: HashMap::new(), events: Vec::new(), figures: Figures::default() };
+                Arc::new(Rank { core: Mutex::new(core), wake: Notify::new(), in_flight: AtomicU64::new(0) })
+            })
+            .collect();
+        if !is_instant {
+            for rank in &ranks {
+                host::spawn("simulated engine", drive(rank.clone(), stop.subscribe()));
+            }
+        }
+        Self { ranks, jobs: AtomicU64::new(0), is_instant }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// Requests in flight on all ranks.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.ranks.iter().map(|rank| rank.in_flight.load(Relaxed)).sum()
+    }
+
+    /// Figures of each rank: engine, requests in flight (streams still being written included), history.
+    pub(super) fn figures(&self) -> Vec<(Stats, u64, Figures)> {
+        let one = |rank: &Arc<Rank>| {
+            let core = rank.core.lock();
+            (core.engine.stats(), rank.in_flight.load(Relaxed), core.figures.clone())
+        };
+        self.ranks.iter().map(one).collect()
+    }
+
+    /// Empties the prefix caches of idle ranks.
+    pub(super) fn reset_caches(&self) {
+        for rank in &self.ranks {
+            rank.core.lock().engine.reset_cache();
+        }
+    }
+
+    /// Enters the sequences of a request on `rank`, or on the least busy one.
+    pub(super) fn enter(
+        &self,
+        rank: Option<usize>,
+        sequences: &[Sequence<'_>],
+        is_streamed: bool,
+    ) -> Result<Run, Refusal> {
+        let least = || self.ranks.iter().min_by_key(|rank| rank.in_flight.load(Relaxed));
+        let Some(rank) = rank.and_then(|rank| self.ranks.get(rank)).or_else(least) else { return Err(Refusal::Busy) };
+        let count = sequences.len() as u64;
+        let flight = Arc::new(Flight {
+            produced: sequences.iter().map(|_| AtomicU64::new(0)).collect(),
+            cached: AtomicU64::new(0),
+            first_at: AtomicU64::new(0),
+            left: AtomicU64::new(count),
+            changed: Notify::new(),
+            is_streamed,
+        });
+        let first_job = self.jobs.fetch_add(count, Relaxed);
+        let mut run = Run {
+            rank: rank.clone(),
+            flight,
+            jobs: Vec::with_capacity(sequences.len()),
+            begun: host::now(),
+            prompt_tokens: sequences.iter().map(|sequence| sequence.prompt.len() as u64).sum(),
+            output_tokens: sequences.iter().map(|sequence| sequence.output_tokens).sum(),
+            asked: count,
+        };
+        let in_flight = rank.in_flight.fetch_add(count, Relaxed);
+        let mut core = rank.core.lock();
+        let settings = *core.engine.settings();
+        let limit = settings.queue_max.map(|queue| u64::from(settings.sequences_max) + u64::from(queue));
+        let is_full = self.is_instant && limit.is_some_and(|limit| in_flight >= limit);
+        let mut entered = if is_full { Err(Refusal::Busy) } else { Ok(()) };
+        for (place, sequence) in sequences.iter().enumerate() {
+            let id = first_job + place as u64;
+            let prompt = Prompt::of(sequence.prompt, sequence.root, settings.block_tokens);
+            let job = Job { id, prompt, output_tokens: sequence.output_tokens, seed: sequence.seed };
+            entered = entered.and_then(|()| core.engine.submit(job));
+            if entered.is_err() {
+                break;
+            }
+            core.flights.insert(id, (run.flight.clone(), place));
+            run.jobs.push(id);
+        }
+        if let Err(refusal) = entered {
+            core.figures.rejections += u64::from(refusal == Refusal::Busy);
+            drop(core);
+            return Err(refusal);
+        }
+        if self.is_instant {
+            while run.flight.left.load(Relaxed) > 0 && core.advance(run.begun).is_some() {}
+        } else if core.engine.due().is_none() {
+            rank.wake.notify_one();
+        }
+        drop(core);
+        Ok(run)
+    }
+}
+
+impl Core {
+    /// One engine step and the delivery of its events.
+    fn advance(&mut self, now: Mono) -> Option<Mono> {
+        let next = self.engine.step(now, &mut self.events);
+        for event in self.events.drain(..) {
+            let Some((flight, place)) = self.flights.get(&event.job) else { continue };
+            let produced = |count: u64| {
+                if let Some(produced) = flight.produced.get(*place) {
+                    produced.store(count, Relaxed);
+                }
+                if flight.is_streamed {
+                    flight.changed.notify_one();
+                }
+            };
+            match event.kind {
+                EventKind::First { cached } => {
+                    flight.cached.fetch_add(cached, Relaxed);
+                    flight.first_at.store(now.0, Relaxed);
+                    produced(1);
+                }
+                EventKind::Token { index } => produced(index + 1),
+                EventKind::Done => {
+                    flight.left.fetch_sub(1, Relaxed);
+                    flight.changed.notify_one();
+                    self.flights.remove(&event.job);
+                }
+                EventKind::Preempted => {}
+            }
+        }
+        next
+    }
+}
+
+impl Run {
+    /// Tokens that sequence `place` has so far.
+    pub(super) fn produced(&self, place: usize) -> u64 {
+        self.flight.produced.get(place).map_or(0, |produced| produced.load(Relaxed))
+    }
+
+    /// Prompt tokens that came from the prefix cache.
+    pub(super) fn cached(&self) -> u64 {
+        self.flight.cached.load(Relaxed)
+    }
+
+    /// Whether all sequences have all their tokens.
+    pub(super) fn is_done(&self) -> bool {
+        self.flight.left.load(Relaxed) == 0
+    }
+
+    /// Comes back when something has happened since the last look.
+    pub(super) async fn changed(&self) {
+        self.flight.changed.notified().await;
+    }
+
+    /// Books the request as served: its latencies enter the histograms.
+    pub(super) fn complete(self, is_cut_short: bool) {
+        let (now, first) = (host::now(), Mono(self.flight.first_at.load(Relaxed)));
+        let mut core = self.rank.core.lock();
+        let (ttft, whole) = (first.since(self.begun), now.since(self.begun));
+        core.figures.served(self.prompt_tokens, self.output_tokens, self.cached(), ttft, whole, is_cut_short);
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.rank.in_flight.fetch_sub(self.asked, Relaxed);
+        if self.is_done() {
+            return;
+        }
+        let mut core = self.rank.core.lock();
+        for job in &self.jobs {
+            core.engine.abort(*job);
+            core.flights.remove(job);
+        }
+    }
+}
+
+/// Steps an engine until the pod stops. Steps missed by the timer's granularity are caught up at their own times.
+async fn drive(rank: Arc<Rank>, mut stop: watch::Receiver<bool>) {
+    const BATCH: usize = 256;
+    loop {
+        let now = host::now();
+        let due = {
+            let mut core = rank.core.lock();
+            let mut due = core.engine.due().unwrap_or(now);
+            let mut next = None;
+            for _ in 0..BATCH {
+                next = core.advance(due.min(now));
+                match next {
+                    Some(at) if at <= now => due = at,
+                    _ => break,
+                }
+            }
+            next
+        };
+        let wait = due.map(|at| at.since(host::now()));
+        tokio::select! {
+            () = rank.wake.notified(), if wait.is_none() => {}
+            () = pause(wait.unwrap_or_default()), if wait.is_some() => {}
+            () = host::raised(&mut stop) => return,
+        }
+    }
+}
+
+async fn pause(wait: Duration) {
+    if wait.is_zero() { tokio::task::yield_now().await } else { tokio::time::sleep(wait).await }
+}
