@@ -1,1 +1,12 @@
-//! Room `admin`.
+//! The listener for operators: health, readiness, metrics, explained decisions, pods, safe mode.
+//!
+//! It has a thread and an event loop of its own ([`spawn_thread`]), so it answers while the data plane is saturated or
+//! drains. Loopback by default; nothing it shows holds a prompt, a key or a body. Only `POST /safe-mode` changes anything.
+mod answer;
+mod http;
+mod server;
+pub mod settings;
+
+pub use answer::{AdminState, Answer, answer};
+pub use server::{Admin, CONNECTIONS_MAX, spawn_thread};
+pub use settings::Settings;

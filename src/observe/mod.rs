@@ -1,1 +1,30 @@
-//! Room `observe`.
+//! The vocabulary of what can be seen from outside: causes, metrics, the access line, explained decisions, redaction.
+//!
+//! Nothing here writes to a socket or a file, reads a clock or formats an exposition: rooms that act call in, `export` and
+//! `admin` read out. Everything touched per request or per event is a relaxed atomic or a value on the caller's stack.
+//! Label values come from closed or capped sets, and no prompt, key or body can reach any of it.
+pub mod access;
+pub mod cause;
+pub mod civil;
+pub mod explain;
+pub mod family;
+pub mod gauge;
+pub mod histogram;
+pub mod json;
+pub mod metrics;
+pub mod names;
+pub mod readiness;
+pub mod redact;
+pub mod settings;
+
+pub use access::AccessRecord;
+pub use cause::{Cause, Fault};
+pub use explain::{ExplainRing, ExplainSource};
+pub use family::Family;
+pub use gauge::{Gauge, Held};
+pub use histogram::{Histogram, LocalHistogram};
+pub use metrics::{InFlight, MetricLimits, Metrics, ModelMetrics, Stage, TokenKind};
+pub use names::{Definition, Kind, MetricName};
+pub use readiness::{Missing, Readiness};
+pub use redact::{Secret, is_sensitive_header, printable_id};
+pub use settings::{LogLevel, Settings};

@@ -1,0 +1,48 @@
+//! What configuration says about the admin listener: the top-level key `admin`.
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where the admin listener is unless configured otherwise.
+pub const ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+
+/// Who may change something through the admin listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Changes {
+    /// Nobody.
+    Nobody,
+    /// Clients on this machine.
+    #[default]
+    Loopback,
+    /// Everybody who can connect.
+    Everybody,
+}
+
+impl Changes {
+    /// Whether a client at `peer` may.
+    pub const fn allows(self, peer: IpAddr) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Loopback => peer.to_canonical().is_loopback(),
+            Self::Everybody => true,
+        }
+    }
+}
+
+/// Settings under `admin`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Address of the admin listener. It shows metrics and decisions to everybody who can connect.
+    pub addr: SocketAddr,
+    /// Who may switch safe mode here: `nobody`, `loopback` (clients on this machine) or `everybody`.
+    pub changes_from: Changes,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { addr: ADDR, changes_from: Changes::default() }
+    }
+}

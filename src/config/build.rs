@@ -1,0 +1,299 @@
+//! From [`Tree`] to [`Config`]: everything that has a shape but makes no sense is found here, all at once.
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::locate::{Node, join};
+use super::pending::{Prefix, Retry, Routing, Telemetry};
+use super::pod_url::{self, Target};
+use super::problem::{Problem, Problems};
+use super::tree::{Pods, Tree};
+use crate::base::ModelName;
+use crate::proxy::settings::{Limits, Listen, Model, Slo, Timeouts, Trust};
+use crate::{admin, export, observe};
+
+/// What the configuration means. Each part is handed to its room.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Where operators look.
+    pub admin: admin::Settings,
+    /// Pod endpoints before resolution.
+    pub targets: Vec<Target>,
+    /// Time between two resolutions of host names.
+    pub resolve_interval: Duration,
+    /// File with the key sent to pods.
+    pub credential_file: Option<PathBuf>,
+    /// Names of models and what differs for them.
+    pub models: ModelNames,
+    /// Who is believed.
+    pub trust: Trust,
+    /// How a pod is chosen.
+    pub routing: Routing,
+    /// Prefix index.
+    pub prefix: Prefix,
+    /// Retries.
+    pub retry: Retry,
+    /// Limits and deadlines.
+    pub limits: Limits,
+    /// How pods are watched.
+    pub telemetry: Telemetry,
+    /// What is logged and counted.
+    pub observe: observe::Settings,
+    /// Where access lines go.
+    pub access_log: export::Target,
+}
+
+/// What a name that clients use stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelRule {
+    /// Name under `models`.
+    pub name: ModelName,
+    /// Name the pods know; to be written into the body if it differs from what the client wrote.
+    pub upstream: ModelName,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// What latency is promised.
+    pub slo: Slo,
+}
+
+/// Rules by every name and alias of a configured model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelNames(HashMap<ModelName, Arc<ModelRule>>);
+
+impl ModelNames {
+    /// The rule for a name as clients write it; `None` if nothing is configured for it.
+    pub fn rule(&self, name: &str) -> Option<&Arc<ModelRule>> {
+        self.0.get(name)
+    }
+
+    /// All names and aliases with their rules.
+    pub fn iter(&self) -> impl Iterator<Item = (&ModelName, &Arc<ModelRule>)> {
+        self.0.iter()
+    }
+}
+
+/// A path that was overridden, and the flag that did it.
+pub(super) type Override = (&'static str, &'static str);
+
+/// Path, what is wrong and what to write instead.
+type Found = Vec<(String, String)>;
+
+impl Config {
+    /// Checks a tree and gives it its meaning. `text` is where it was read from, for places; problems under an overridden
+    /// path are told of the flag.
+    pub(super) fn build(tree: Tree, text: &str, overrides: &[Override]) -> Result<Self, Problems> {
+        let mut found = Found::new();
+        let targets = targets(&tree.pods, &mut found);
+        let models = models(&tree.models, &tree.limits.timeouts, &mut found);
+        let access_log = tree.observe.access_log.parse().unwrap_or_else(|hint: &str| {
+            found.push(("observe.access_log".into(), hint.into()));
+            export::Target::Off
+        });
+        sections(&tree, &mut found);
+        if !found.is_empty() {
+            return Err(Problems(placed(found, text, overrides)));
+        }
+        let resolve_interval = Duration::from_secs(tree.pods.resolve_interval_s.into());
+        Ok(Self {
+            listen: tree.listen,
+            admin: tree.admin,
+            targets,
+            resolve_interval,
+            credential_file: tree.pods.credential_file,
+            models,
+            trust: tree.trust,
+            routing: tree.routing,
+            prefix: tree.prefix,
+            retry: tree.retry,
+            limits: tree.limits,
+            telemetry: tree.telemetry,
+            observe: tree.observe,
+            access_log,
+        })
+    }
+
+    /// Keys that differ in `new` and take effect only after a restart.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let keys = [
+            ("listen.addr", self.listen.addr == new.listen.addr),
+            ("listen.h2c_addr", self.listen.h2c_addr == new.listen.h2c_addr),
+            ("listen.threads", self.listen.threads == new.listen.threads),
+            ("admin.addr", self.admin.addr == new.admin.addr),
+            ("limits.connections_max", self.limits.connections_max == new.limits.connections_max),
+            ("observe.access_log", self.access_log == new.access_log),
+            ("observe.decisions_max", self.observe.decisions_max == new.observe.decisions_max),
+            ("observe.models_max", self.observe.models_max == new.observe.models_max),
+        ];
+        keys.into_iter().filter(|(_, is_same)| !is_same).map(|(key, _)| key).collect()
+    }
+}
+
+fn targets(pods: &Pods, found: &mut Found) -> Vec<Target> {
+    let mut targets: Vec<Target> = Vec::new();
+    for (index, entry) in pods.list.iter().enumerate() {
+        let path = format!("pods.list[{index}].url");
+        match pod_url::parse(&entry.url) {
+            Err(hint) => found.push((path, hint)),
+            Ok((host, port, authority)) => {
+                let twin = targets.iter().position(|target| (&target.host, target.port) == (&host, port));
+                if let Some(twin) = twin {
+                    found.push((path, format!("is the same as pods.list[{twin}]; remove one of the two")));
+                }
+                targets.push(Target { host, port, authority, role: entry.role, labels: entry.labels.clone() });
+            }
+        }
+    }
+    targets
+}
+
+fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Found) -> ModelNames {
+    let mut rules: HashMap<ModelName, Arc<ModelRule>> = HashMap::new();
+    for (name, model) in models {
+        let path = join("models", name);
+        if name.is_empty() || model.rewrite_to.as_deref() == Some("") {
+            found.push((path.clone(), "a model needs a name; write the one clients use".into()));
+        }
+        let own = &model.timeouts;
+        for (field, value) in [
+            ("first_token_s", own.first_token_s),
+            ("answer_s", own.answer_s),
+            ("between_tokens_s", own.between_tokens_s),
+            ("connect_ms", own.connect_ms),
+        ] {
+            if value == Some(0) {
+                let hint = "0 would end everything at once; write 1 or more, or leave it out";
+                found.push((format!("{path}.timeouts.{field}"), hint.into()));
+            }
+        }
+        let upstream: ModelName = model.rewrite_to.as_deref().unwrap_or(name).into();
+        let rule =
+            ModelRule { name: name.as_str().into(), upstream, timeouts: timeouts.with(own), slo: model.slo.clone() };
+        let rule = Arc::new(rule);
+        rules.insert(Arc::clone(&rule.name), Arc::clone(&rule));
+        for (index, alias) in model.aliases.iter().enumerate() {
+            let taken = models.contains_key(alias) || rules.contains_key(alias.as_str());
+            if taken || alias.is_empty() {
+                let hint = "this name is taken already; write one that is used nowhere else".to_owned();
+                found.push((format!("{path}.aliases[{index}]"), hint));
+            }
+            rules.insert(alias.as_str().into(), Arc::clone(&rule));
+        }
+    }
+    ModelNames(rules)
+}
+
+fn sections(tree: &Tree, found: &mut Found) {
+    let rooms = [("listen", tree.listen.problems()), ("limits", tree.limits.problems())];
+    for (key, problems) in rooms {
+        found.extend(problems.into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));
+    }
+    let is_taken = |addr| tree.admin.addr == addr && tree.admin.addr.port() != 0;
+    if is_taken(tree.listen.addr) || tree.listen.h2c_addr.is_some_and(is_taken) {
+        found.push(("admin.addr".into(), "clients connect there already; write another port".into()));
+    }
+    let ranges = [
+        ("pods.resolve_interval_s", u64::from(tree.pods.resolve_interval_s), 1, 86_400),
+        ("retry.attempts_max", u64::from(tree.retry.attempts_max), 1, 5),
+        ("retry.budget_percent", u64::from(tree.retry.budget_percent), 0, 100),
+        ("telemetry.interval_ms", u64::from(tree.telemetry.interval_ms), 10, 60_000),
+        ("telemetry.timeout_ms", u64::from(tree.telemetry.timeout_ms), 10, 60_000),
+        ("prefix.index_bytes_max", tree.prefix.index_bytes_max, 1 << 20, u64::MAX),
+        ("observe.decisions_max", u64::from(tree.observe.decisions_max), 1, 1_000_000),
+        ("observe.models_max", u64::from(tree.observe.models_max), 1, 65_000),
+    ];
+    for (path, value, least, most) in ranges {
+        if !(least..=most).contains(&value) {
+            let range = if most == u64::MAX { format!("{least} or more") } else { format!("{least} to {most}") };
+            found.push((path.into(), format!("{value} is out of range; write {range}")));
+        }
+    }
+}
+
+fn placed(found: Found, text: &str, overrides: &[Override]) -> Vec<Problem> {
+    let node = Node::read(text);
+    let mut problems: Vec<Problem> = found
+        .into_iter()
+        .map(|(path, hint)| {
+            if let Some((_, flag)) = overrides.iter().find(|(prefix, _)| path.starts_with(prefix)) {
+                return Problem::new(*flag, hint);
+            }
+            let place = node.as_ref().and_then(|node| node.place(&path));
+            let problem = Problem::new(path, hint);
+            match place {
+                Some((line, column)) => problem.at(text, line, column),
+                None => problem,
+            }
+        })
+        .collect();
+    problems.sort_by_key(|problem| (problem.line.is_none(), problem.line, problem.column));
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::shape::{check, parse};
+    use super::*;
+
+    #[test]
+    fn all_semantic_problems_come_at_once_with_their_lines() {
+        let text = "\
+pods:
+  list:
+    - url: https://a:8000
+    - {url: 'http://b:1'}
+    - url: http://b:1
+  resolve_interval_s: 0
+models:
+  org/m.1:
+    aliases: [m, x, m]
+    timeouts:
+      answer_s: 0
+  x: {}
+limits:
+  timeouts: {head_s: 0}
+admin:
+  addr: 127.0.0.1:8080
+observe:
+  access_log: ''
+";
+        let places: Vec<_> = check(text).into_iter().map(|problem| (problem.line.unwrap(), problem.path)).collect();
+        let expected = [
+            (3, "pods.list[0].url"),
+            (5, "pods.list[2].url"),
+            (6, "pods.resolve_interval_s"),
+            (9, "models.\"org/m.1\".aliases[1]"),
+            (9, "models.\"org/m.1\".aliases[2]"),
+            (11, "models.\"org/m.1\".timeouts.answer_s"),
+            (14, "limits.timeouts.head_s"),
+            (16, "admin.addr"),
+            (18, "observe.access_log"),
+        ];
+        assert_eq!(places, expected.map(|(line, path)| (line, path.to_owned())));
+    }
+
+    #[test]
+    fn names_lead_to_their_model() {
+        let text =
+            "models:\n  big:\n    aliases: [gpt-4o]\n    rewrite_to: org/big\n    timeouts: {first_token_s: 9}\n";
+        let config = Config::build(parse(text).unwrap(), text, &[]).unwrap();
+        for name in ["big", "gpt-4o"] {
+            let rule = config.models.rule(name).unwrap();
+            assert_eq!((&*rule.name, &*rule.upstream, rule.timeouts.first_token_s), ("big", "org/big", 9));
+        }
+        assert!(config.models.rule("org/big").is_none());
+    }
+
+    #[test]
+    fn restart_is_asked_for_only_where_needed() {
+        let old = Config::build(Tree::default(), "", &[]).unwrap();
+        let mut new = old.clone();
+        new.limits.body_bytes_max += 1;
+        assert!(old.needs_restart(&new).is_empty());
+        new.listen.threads = Some(2);
+        assert_eq!(old.needs_restart(&new), ["listen.threads"]);
+    }
+}

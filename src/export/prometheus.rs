@@ -1,0 +1,344 @@
+//! Prometheus text exposition (format 0.0.4) of everything in the metric table.
+//!
+//! One pass per scrape; nothing is kept between two. Metrics of pods come from the pod table at that moment, so a pod that
+//! left has no stale series. Every metric is written through its entry in `observe::names`, with its labels in order.
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::base::Mono;
+use crate::observe::histogram::Snapshot;
+use crate::observe::{Family, MetricName, Metrics, ModelMetrics, Stage, TokenKind};
+use crate::pods::{Fleet, Pod, Role, Standing};
+
+/// `Content-Type` of the text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a scrape looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Scrape<'a> {
+    /// The gate's own numbers.
+    pub metrics: &'a Metrics,
+    /// The pods now.
+    pub fleet: &'a Fleet,
+    /// Now, for ages.
+    pub now: Mono,
+    /// Version of the program.
+    pub version: &'a str,
+}
+
+/// Appends the whole exposition.
+pub fn render(scrape: &Scrape<'_>, out: &mut String) {
+    for metric in MetricName::ALL {
+        let definition = metric.definition();
+        let _infallible = writeln!(out, "# HELP {} {}", definition.name, definition.help);
+        let _infallible = writeln!(out, "# TYPE {} {}", definition.name, definition.kind.as_str());
+        samples(*metric, scrape, &mut Writer { out, metric: *metric });
+    }
+}
+
+/// Writes samples of one metric.
+struct Writer<'a> {
+    out: &'a mut String,
+    metric: MetricName,
+}
+
+impl Writer<'_> {
+    fn sample(&mut self, labels: &[&str], value: u64) {
+        self.line("", labels, None, &value.to_string());
+    }
+
+    fn float(&mut self, labels: &[&str], value: f64) {
+        self.line("", labels, None, &value.to_string());
+    }
+
+    fn histogram(&mut self, label: &str, snapshot: &Snapshot) {
+        let mut cumulative = 0;
+        for (position, count) in snapshot.counts.iter().enumerate() {
+            cumulative += count;
+            let bound = snapshot.bounds_us.get(position).map_or_else(|| "+Inf".to_owned(), |bound| seconds(*bound));
+            self.line("_bucket", &[label], Some(&bound), &cumulative.to_string());
+        }
+        self.line("_sum", &[label], None, &seconds(snapshot.sum_us));
+        self.line("_count", &[label], None, &cumulative.to_string());
+    }
+
+    fn line(&mut self, suffix: &str, labels: &[&str], bound: Option<&str>, value: &str) {
+        let definition = self.metric.definition();
+        debug_assert_eq!(labels.len(), definition.labels.len(), "{}", definition.name);
+        self.out.push_str(definition.name);
+        self.out.push_str(suffix);
+        let pairs =
+            definition.labels.iter().copied().zip(labels.iter().copied()).chain(bound.map(|bound| ("le", bound)));
+        let mut separator = '{';
+        for (name, value) in pairs {
+            self.out.push(separator);
+            self.out.push_str(name);
+            self.out.push_str("=\"");
+            escape(self.out, value);
+            self.out.push('"');
+            separator = ',';
+        }
+        if separator == ',' {
+            self.out.push('}');
+        }
+        self.out.push(' ');
+        self.out.push_str(value);
+        self.out.push('\n');
+    }
+}
+
+fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
+    use MetricName as M;
+    let metrics = scrape.metrics;
+    match metric {
+        M::Requests => requests(metrics, to),
+        M::InFlight => models(metrics, |model| to.sample(&[&model.name], model.in_flight.value())),
+        M::Attempts => models(metrics, |model| to.sample(&[&model.name], model.attempts())),
+        M::Ttft => models(metrics, |model| to.histogram(&model.name, &model.ttft.snapshot())),
+        M::EventGap => models(metrics, |model| to.histogram(&model.name, &model.event_gap.snapshot())),
+        M::E2e => models(metrics, |model| to.histogram(&model.name, &model.e2e.snapshot())),
+        M::Tokens => models(metrics, |model| {
+            for kind in TokenKind::ALL {
+                to.sample(&[&model.name, kind.as_str()], model.tokens(kind));
+            }
+        }),
+        M::GateOverhead => {
+            for stage in Stage::ALL {
+                to.histogram(stage.as_str(), &metrics.stage_histogram(stage).snapshot());
+            }
+        }
+        M::Retries => family(&metrics.retries, to),
+        M::Refused => family(&metrics.refused, to),
+        M::FramingRejected => family(&metrics.framing_rejected, to),
+        M::DroppedHeaders => family(&metrics.dropped_headers, to),
+        M::StrippedMembers => family(&metrics.stripped_members, to),
+        M::Panics => family(&metrics.panics, to),
+        M::Degradations => family(&metrics.degradations, to),
+        M::Plans => family(&metrics.plans, to),
+        M::PodEvents => family(&metrics.pod_events, to),
+        M::Scrapes => family(&metrics.scrapes, to),
+        M::ConfigReloads => family(&metrics.config_reloads, to),
+        M::LabelOverflow => family(&metrics.label_overflow, to),
+        M::AccessLogDropped => to.sample(&[], metrics.access_log_dropped.load(Relaxed)),
+        M::Connections => to.sample(&[], metrics.connections.value()),
+        M::BodyHeld => to.sample(&[], metrics.body_held.value()),
+        M::MemoryStage => to.sample(&[], metrics.memory_stage.value()),
+        M::IndexBlocks => to.sample(&[], metrics.index_blocks.value()),
+        M::IndexBytes => to.sample(&[], metrics.index_bytes.value()),
+        M::SafeMode => to.sample(&[], metrics.safe_mode.value()),
+        M::Explain => to.sample(&[], metrics.explain.value()),
+        M::Ready => to.sample(&[], metrics.ready.value()),
+        M::FleetGeneration => to.sample(&[], scrape.fleet.generation),
+        M::BuildInfo => to.sample(&[scrape.version], 1),
+        M::Pods => roles(scrape.fleet, to),
+        M::PodInFlight
+        | M::PodPrefillTokens
+        | M::PodStanding
+        | M::PodReadingAge
+        | M::PodRunning
+        | M::PodWaiting
+        | M::PodKvUsed => {
+            for pod in &scrape.fleet.pods {
+                pod_samples(metric, pod, scrape.now, to);
+            }
+        }
+    }
+}
+
+fn pod_samples(metric: MetricName, pod: &Pod, now: Mono, to: &mut Writer<'_>) {
+    let id = pod.id.to_string();
+    let reading = **pod.reading.load();
+    match metric {
+        MetricName::PodInFlight => to.sample(&[&id], pod.load.now().requests.into()),
+        MetricName::PodPrefillTokens => to.sample(&[&id], pod.load.now().prefill_tokens.0),
+        MetricName::PodStanding => {
+            let standing = standing_word(pod.health.lock().standing(now));
+            for word in STANDINGS {
+                to.sample(&[&id, word], u64::from(word == standing));
+            }
+        }
+        MetricName::PodReadingAge => {
+            if let Some(reading) = reading {
+                to.float(&[&id], now.since(reading.taken).as_secs_f64());
+            }
+        }
+        MetricName::PodRunning => {
+            if let Some(running) = reading.and_then(|reading| reading.running) {
+                to.sample(&[&id], running.into());
+            }
+        }
+        MetricName::PodWaiting => {
+            if let Some(waiting) = reading.and_then(|reading| reading.waiting) {
+                to.sample(&[&id], waiting.into());
+            }
+        }
+        MetricName::PodKvUsed => {
+            if let Some(kv_used) = reading.and_then(|reading| reading.kv_used) {
+                to.float(&[&id], kv_used);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Words of the `standing` label.
+pub const STANDINGS: [&str; 4] = ["ready", "ramp", "probe", "ejected"];
+
+/// Word for a standing.
+pub const fn standing_word(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Ready => "ready",
+        Standing::Ramp(_) => "ramp",
+        Standing::Probe => "probe",
+        Standing::Ejected(_) => "ejected",
+    }
+}
+
+/// Word for a role.
+pub const fn role_word(role: Role) -> &'static str {
+    match role {
+        Role::Both => "both",
+        Role::Prefill => "prefill",
+        Role::Decode => "decode",
+    }
+}
+
+fn requests(metrics: &Metrics, to: &mut Writer<'_>) {
+    for series in metrics.finished() {
+        let pod = series.pod.map(|pod| pod.to_string()).unwrap_or_default();
+        to.sample(&[&series.model, &pod, &series.code.to_string(), series.cause.as_str()], series.count);
+    }
+}
+
+fn models(metrics: &Metrics, mut each: impl FnMut(&ModelMetrics)) {
+    for model in metrics.models() {
+        each(&model);
+    }
+}
+
+fn family(family: &Family, to: &mut Writer<'_>) {
+    for (word, count) in family.all() {
+        to.sample(&[word], count);
+    }
+}
+
+fn roles(fleet: &Fleet, to: &mut Writer<'_>) {
+    for role in [Role::Both, Role::Prefill, Role::Decode] {
+        let count = fleet.pods.iter().filter(|pod| pod.spec.role == role).count();
+        to.sample(&[role_word(role)], count as u64);
+    }
+}
+
+/// Microseconds as seconds without rounding.
+fn seconds(micros: u64) -> String {
+    let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn escape(out: &mut String, value: &str) {
+    for character in value.chars() {
+        match character {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            control if control.is_control() => out.push('?'),
+            plain => out.push(plain),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::observe::{Cause, Kind, MetricLimits};
+    use crate::pods::{PodSpec, Reading, Table};
+
+    fn full_scrape() -> String {
+        let metrics = Metrics::new(MetricLimits::default());
+        let model = metrics.model("m\"\\\n");
+        model.ttft.observe(Duration::from_millis(7));
+        metrics.finish(&model, None, 200, Cause::Ok);
+        for family in [
+            &metrics.refused,
+            &metrics.framing_rejected,
+            &metrics.dropped_headers,
+            &metrics.stripped_members,
+            &metrics.panics,
+            &metrics.degradations,
+            &metrics.pod_events,
+        ] {
+            family.inc("word");
+        }
+        let table = Table::default();
+        let addr = "127.0.0.1:1".parse().unwrap();
+        let (added, _) = table.set(vec![PodSpec {
+            addr,
+            authority: "a".into(),
+            rank: None,
+            role: Role::Both,
+            labels: std::collections::BTreeMap::new(),
+        }]);
+        for pod in added {
+            let reading = Reading { running: Some(1), waiting: Some(2), kv_used: Some(0.5), ..Reading::default() };
+            pod.reading.store(std::sync::Arc::new(Some(reading)));
+        }
+        let mut out = String::new();
+        let fleet = table.fleet();
+        render(&Scrape { metrics: &metrics, fleet: &fleet, now: Mono(1_500_000), version: "1" }, &mut out);
+        out
+    }
+
+    #[test]
+    fn what_is_documented_is_rendered_and_nothing_else() {
+        let text = full_scrape();
+        let rendered: BTreeSet<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| line.split(['{', ' ']).next().unwrap())
+            .map(|name| name.trim_end_matches("_bucket").trim_end_matches("_sum").trim_end_matches("_count"))
+            .collect();
+        let documented: BTreeSet<&str> = MetricName::ALL.iter().map(|metric| metric.definition().name).collect();
+        assert_eq!(rendered, documented);
+    }
+
+    #[test]
+    fn samples_carry_exactly_the_documented_labels() {
+        let text = full_scrape();
+        for metric in MetricName::ALL {
+            let definition = metric.definition();
+            let bucket = if definition.kind == Kind::Histogram { "_bucket" } else { "" };
+            let start = format!("{}{bucket}", definition.name);
+            let line = text
+                .lines()
+                .find(|line| line.strip_prefix(&start).is_some_and(|rest| rest.starts_with(['{', ' '])))
+                .unwrap_or_else(|| panic!("{start}"));
+            let labels: Vec<&str> = line.split(['{', ',']).filter_map(|part| Some(part.split_once("=\"")?.0)).collect();
+            let mut expected = definition.labels.to_vec();
+            expected.extend((!bucket.is_empty()).then_some("le"));
+            assert_eq!(labels, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn values_are_right_and_names_cannot_break_a_line() {
+        let text = full_scrape();
+        for line in [
+            r#"tidegate_requests_total{model="m\"\\\n",pod="",code="200",cause="ok"} 1"#,
+            r#"tidegate_ttft_seconds_bucket{model="m\"\\\n",le="0.005"} 0"#,
+            r#"tidegate_ttft_seconds_bucket{model="m\"\\\n",le="0.01"} 1"#,
+            r#"tidegate_ttft_seconds_bucket{model="m\"\\\n",le="+Inf"} 1"#,
+            r#"tidegate_ttft_seconds_sum{model="m\"\\\n"} 0.007"#,
+            r#"tidegate_pod_standing{pod="pod-0",standing="ready"} 1"#,
+            r#"tidegate_pod_reading_age_seconds{pod="pod-0"} 1.5"#,
+            r#"tidegate_pods{role="both"} 1"#,
+            r#"tidegate_retries_total{class="C"} 0"#,
+            "tidegate_connections 0",
+        ] {
+            assert!(text.lines().any(|rendered| rendered == line), "{line}\n{text}");
+        }
+    }
+}

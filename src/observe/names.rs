@@ -1,0 +1,175 @@
+//! Every metric the gate exports: name, type, help, unit and labels as data. The exporter renders nothing that is not in
+//! this table, and a test holds that everything in it is rendered. Prefix `tidegate_`, base units, at most four labels.
+
+/// Prometheus type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Only goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Buckets, sum and count.
+    Histogram,
+}
+
+impl Kind {
+    /// Word of the `# TYPE` line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric as documented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Definition {
+    /// Full name.
+    pub name: &'static str,
+    /// Type.
+    pub kind: Kind,
+    /// Unit in words; empty for a plain count or a flag.
+    pub unit: &'static str,
+    /// Label names in order.
+    pub labels: &'static [&'static str],
+    /// Help text.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($variant:ident = $name:literal, $kind:ident, $unit:literal, [$($label:literal),*], $help:literal;)*) => {
+        /// Key of a metric in the table.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum MetricName {
+            $(#[doc = $help] $variant,)*
+        }
+
+        impl MetricName {
+            /// Every metric, in the order of the exposition.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// What the table says of it.
+            pub const fn definition(self) -> Definition {
+                match self {
+                    $(Self::$variant => Definition {
+                        name: concat!("tidegate_", $name),
+                        kind: Kind::$kind,
+                        unit: $unit,
+                        labels: &[$($label),*],
+                        help: $help,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    Requests = "requests_total", Counter, "requests", ["model", "pod", "code", "cause"],
+        "Requests that ended. Pod is empty if none was involved, code is 0 if no status was sent.";
+    InFlight = "requests_in_flight", Gauge, "requests", ["model"],
+        "Requests accepted and not ended; under model other until the body is read.";
+    Attempts = "attempts_total", Counter, "attempts", ["model"],
+        "Attempts on pods, the first of a request included.";
+    Ttft = "ttft_seconds", Histogram, "seconds", ["model"],
+        "Time from the end of the request's head to the first data event or byte of the answer.";
+    EventGap = "event_gap_seconds", Histogram, "seconds", ["model"],
+        "Time between two events of one stream, as they came from the pod.";
+    E2e = "e2e_seconds", Histogram, "seconds", ["model"],
+        "Time from the end of the request's head to the end of the answer.";
+    Tokens = "tokens_total", Counter, "tokens", ["model", "kind"],
+        "Tokens told by usage: prompt (cached ones included), completion, cached.";
+    GateOverhead = "gate_overhead_seconds", Histogram, "seconds", ["stage"],
+        "Time the gate itself spent in a stage of a request.";
+    Retries = "retries_total", Counter, "retries", ["class"],
+        "Attempts after the first, by retry class A to G.";
+    Refused = "refused_total", Counter, "requests", ["reason"],
+        "Requests and connections refused by the gate, by reason.";
+    FramingRejected = "framing_rejected_total", Counter, "requests", ["rule"],
+        "Requests refused because of ambiguous or illegal HTTP, by rule.";
+    DroppedHeaders = "dropped_headers_total", Counter, "headers", ["kind"],
+        "Request headers not passed to a pod, by kind.";
+    StrippedMembers = "stripped_members_total", Counter, "members", ["kind"],
+        "Body members that are dangerous to pods and were removed, by kind.";
+    Panics = "panics_total", Counter, "panics", ["phase"],
+        "Panics caught, by phase of a request or task.";
+    Degradations = "degradations_total", Counter, "events", ["kind"],
+        "Decisions made with less than they should have: stale reading, no index, planner overrun.";
+    Plans = "plans_total", Counter, "plans", ["mode"],
+        "Routing decisions, by mode normal or safe.";
+    PodEvents = "pod_events_total", Counter, "events", ["event"],
+        "What happened to pods: added, removed, restarted, ejected, readmitted.";
+    Scrapes = "scrapes_total", Counter, "scrapes", ["result"],
+        "Scrapes of pods' metrics, by result.";
+    ConfigReloads = "config_reloads_total", Counter, "reloads", ["result"],
+        "Configuration files read again after a change, by result ok or bad; bad keeps the old one.";
+    LabelOverflow = "label_overflow_total", Counter, "events", ["label"],
+        "Label values counted as other because their limit was reached, by label.";
+    AccessLogDropped = "access_log_dropped_total", Counter, "lines", [],
+        "Access lines dropped because the writer was behind.";
+    Connections = "connections", Gauge, "connections", [],
+        "Client connections open.";
+    BodyHeld = "body_held_bytes", Gauge, "bytes", [],
+        "Request body bytes held in memory.";
+    MemoryStage = "memory_stage", Gauge, "", [],
+        "Memory stage: 0 normal, 1 shrink idle timers, 2 refuse large bodies, 3 refuse all.";
+    IndexBlocks = "index_blocks", Gauge, "blocks", [],
+        "Distinct prompt blocks in the prefix index.";
+    IndexBytes = "index_bytes", Gauge, "bytes", [],
+        "Memory of the prefix index, estimated.";
+    SafeMode = "safe_mode", Gauge, "", [],
+        "1 while in safe mode: least in flight, no index.";
+    Explain = "explain", Gauge, "", [],
+        "1 while every client may ask for decisions in response headers.";
+    Ready = "ready", Gauge, "", [],
+        "1 while /readyz answers 200.";
+    Pods = "pods", Gauge, "pods", ["role"],
+        "Pods of the current snapshot, by role.";
+    FleetGeneration = "fleet_generation", Gauge, "", [],
+        "Counts up with every change of the pod snapshot.";
+    PodInFlight = "pod_in_flight", Gauge, "requests", ["pod"],
+        "Requests this gate has in flight on a pod.";
+    PodPrefillTokens = "pod_prefill_tokens", Gauge, "tokens", ["pod"],
+        "Uncached prompt tokens dispatched to a pod and not yet prefilled.";
+    PodStanding = "pod_standing", Gauge, "", ["pod", "standing"],
+        "1 for the standing a pod has: ready, ramp, probe or ejected.";
+    PodReadingAge = "pod_reading_age_seconds", Gauge, "seconds", ["pod"],
+        "Age of the last reading of a pod's metrics; absent before the first.";
+    PodRunning = "pod_running", Gauge, "requests", ["pod"],
+        "Requests running on a pod by its own last reading, all clients.";
+    PodWaiting = "pod_waiting", Gauge, "requests", ["pod"],
+        "Requests waiting on a pod by its own last reading, all clients.";
+    PodKvUsed = "pod_kv_used_ratio", Gauge, "ratio", ["pod"],
+        "KV cache in use on a pod by its own last reading, 0 to 1.";
+    BuildInfo = "build_info", Gauge, "", ["version"],
+        "Always 1; the version is a label.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented_and_well_named() {
+        let mut seen = HashSet::new();
+        for metric in MetricName::ALL {
+            let Definition { name, kind, unit, labels, help } = metric.definition();
+            assert!(seen.insert(name), "{name} twice");
+            assert!(name.starts_with("tidegate_"), "{name}");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'));
+            assert_eq!(kind == Kind::Counter, name.ends_with("_total"), "{name}: only counters end in _total");
+            assert!(kind != Kind::Histogram || name.ends_with("_seconds"), "{name}: histograms are durations");
+            for base in ["seconds", "bytes", "ratio"] {
+                assert!(unit != base || name.ends_with(&format!("_{base}")), "{name} is in {base} and must say so");
+            }
+            for derived in ["_ms", "_us", "_millis", "_kb", "_percent"] {
+                assert!(!name.trim_end_matches("_total").ends_with(derived), "{name}: base units only");
+            }
+            assert!(labels.len() <= 4 && help.len() > 10 && help.ends_with('.'), "{name}");
+        }
+    }
+}
