@@ -91,6 +91,9 @@ impl PodSource {
             return Err(BadPod::Path(shown(tail)));
         }
         let (host, port) = split_port(authority)?;
+        if host.is_empty() {
+            return Err(BadPod::NoHost);
+        }
         let port = match port {
             Some(port) => {
                 let is_digits = port.bytes().all(|byte| byte.is_ascii_digit());
@@ -107,9 +110,6 @@ impl PodSource {
 impl Host {
     fn parse(host: &str) -> Result<Self, BadPod> {
         let bad = || BadPod::Host(shown(host));
-        if host.is_empty() {
-            return Err(BadPod::NoHost);
-        }
         if let Some(inside) = host.strip_prefix('[') {
             let inside = inside.strip_suffix(']').ok_or_else(bad)?;
             return inside.parse::<Ipv6Addr>().map(|addr| Self::Addr(addr.into())).map_err(|_| bad());

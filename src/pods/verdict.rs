@@ -121,7 +121,9 @@ mod tests {
     fn check(pods: &str, usable: &str, panic: bool) {
         let signs: Vec<Sign> = pods.chars().map(sign).collect();
         let mut census = Census::default();
-        signs.iter().for_each(|sign| census.add(sign));
+        for sign in &signs {
+            census.add(sign);
+        }
         let rule = census.rule(0.5);
         let used: String =
             pods.chars().zip(&signs).filter(|(_, sign)| rule.apply(sign).is_ok()).map(|(letter, _)| letter).collect();
@@ -176,7 +178,9 @@ mod tests {
             let letters: Vec<char> =
                 (0..rng.below(9)).map(|_| ['r', 'b', 'e', 'p', 'd', 's'][rng.below(6) as usize]).collect();
             let mut census = Census::default();
-            letters.iter().for_each(|letter| census.add(&sign(*letter)));
+            for letter in &letters {
+                census.add(&sign(*letter));
+            }
             let rule = census.rule([0.0, 0.5, 1.0][rng.below(3) as usize]);
             let usable = letters.iter().filter(|letter| rule.apply(&sign(**letter)).is_ok()).count();
             let awake = letters.iter().filter(|letter| **letter != 's').count();

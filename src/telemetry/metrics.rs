@@ -55,7 +55,7 @@ impl Scrape {
     /// How many data-parallel ranks the endpoint has: engines `0..k`. `None` if there is no engine, or a rank is missing.
     pub(super) fn ranks(&self) -> Option<u32> {
         let last = self.engines.last()?.rank;
-        (usize::try_from(last).ok()? + 1 == self.engines.len()).then_some(last + 1)
+        (usize::try_from(last).ok()?.checked_add(1) == Some(self.engines.len())).then(|| last + 1)
     }
 
     /// What the answer says about the process behind it.

@@ -1,5 +1,5 @@
 //! Real scrapes give the right values; anything else gives fewer, and never a panic.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::format_collect)]
 use proptest::prelude::*;
 
 use super::*;

@@ -116,7 +116,7 @@ mod tests {
         let deep = format!("{{\"data\":{}", "[".repeat(100_000));
         let many = format!("{{\"data\":[{}1]}}", "1,".repeat(MODELS_MAX));
         for body in ["", "{}", "[]", "{\"data\":{}}", "{\"data\":[{]}", "<html>", "\u{fffd}", &deep] {
-            assert_eq!(models(body.as_bytes()), Err(ModelsError::NotAList), "{:.20}", body);
+            assert_eq!(models(body.as_bytes()), Err(ModelsError::NotAList), "{body:.20}");
         }
         assert_eq!(models(many.as_bytes()), Err(ModelsError::TooMany));
     }

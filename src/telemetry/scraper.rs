@@ -139,13 +139,14 @@ impl Telemetry {
     }
 }
 
-async fn visit_for_ever(telemetry: Arc<Telemetry>, addr: SocketAddr, first: Duration, seed: u64, token: Arc<()>) {
-    let _alive = token;
+/// `alive` is dropped with the task, however it ends.
+async fn visit_for_ever(telemetry: Arc<Telemetry>, addr: SocketAddr, first: Duration, seed: u64, alive: Arc<()>) {
     let mut rng = Rng::new(seed);
     let mut visitor = Visitor::new(telemetry, addr);
     tokio::time::sleep(first).await;
     loop {
         visitor.visit(now()).await;
+        debug_assert!(Arc::weak_count(&alive) > 0, "it is watched as long as it runs");
         tokio::time::sleep(visitor.pause(&mut rng)).await;
     }
 }

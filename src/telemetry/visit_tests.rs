@@ -1,5 +1,5 @@
 //! Visits to a small server that answers what a test wants.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::format_collect)]
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -33,7 +33,7 @@ pub(in super::super) enum Pace {
 pub(in super::super) struct Server {
     pub(in super::super) addr: SocketAddr,
     connections: Arc<AtomicU32>,
-    _task: Task,
+    task: Task,
 }
 
 impl Server {
@@ -50,13 +50,22 @@ impl Server {
             let mut open = Vec::new();
             while let Ok((stream, _)) = listener.accept().await {
                 count.fetch_add(1, SeqCst);
-                let (answer, asked) = (Arc::clone(&answer), Arc::clone(&asked));
+                let (answer, asked, open_token) = (Arc::clone(&answer), Arc::clone(&asked), Arc::clone(&count));
                 open.push(supervise("test connection", async move {
                     serve(stream, pace, |head| answer(head, asked.fetch_add(1, SeqCst))).await;
+                    drop(open_token);
                 }));
             }
         });
-        Self { addr, connections, _task: task }
+        Self { addr, connections, task }
+    }
+
+    /// Ends it; after this every connection is closed and new ones are refused.
+    async fn stop(self) {
+        drop(self.task);
+        while Arc::strong_count(&self.connections) > 1 {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(in super::super) fn connections(&self) -> u32 {
@@ -235,7 +244,7 @@ async fn what_fails_is_counted_and_ejects_nobody() {
     bench.visit().await;
     assert_eq!(bench.table.fleet().serving("tiny").len(), 1, "a bad list does not take the good one away");
     assert_eq!(bench.visitor.failures, 0);
-    drop(server);
+    server.stop().await;
     for _ in 0..3 {
         assert_eq!(bench.visit().await, ["failed 0"]);
     }
