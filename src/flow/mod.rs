@@ -1,1 +1,26 @@
-//! Room `flow`.
+//! Whether a request may go now, and whether it may go again.
+//!
+//! Pure machines with `now` as an argument: [`Gate`] admits, [`RetryBudget`] and [`may_retry`] decide on second attempts,
+//! [`PoisonGuard`] keeps a body that kills pods from walking through the fleet. [`ByteBudget`] bounds the memory of bodies.
+//! None of them waits, logs or counts: the caller turns effects into calls. All state is bounded by named limits.
+//!
+//! Where a pod is chosen is not decided here (that is `scheduling`), nor what a client sees (that is `proxy`): a refusal is
+//! a reason and a time.
+pub mod budget;
+pub mod bytes;
+pub mod caller;
+pub mod gate;
+pub mod poison;
+pub mod refusal;
+pub mod retry;
+mod share;
+#[cfg(test)]
+mod simulation;
+
+pub use budget::{Budgets, RetryBudget, RetrySettings};
+pub use bytes::{ByteBudget, Held};
+pub use caller::{Caller, Class, Trust};
+pub use gate::{Arrival, Effect, Effects, Event, Gate, GateSettings, TicketId};
+pub use poison::{BodyKey, PoisonGuard};
+pub use refusal::{Reason, Refusal};
+pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, may_retry};

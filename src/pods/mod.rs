@@ -1,15 +1,24 @@
 //! The pods the gate can send to: who they are, what they said last, what we have sent them, how they are doing.
 //!
 //! Writers publish, readers take a snapshot: [`Table::fleet`] is one immutable list for a whole decision. The only shared
-//! numbers that change under a reader are the in-flight counts of [`load`], and they are booked by guards.
+//! numbers that change under a reader are the in-flight counts of [`load`], and they are booked by guards. A request books
+//! two things on a pod: its load ([`Reservation`]) and, for each try, its health ([`Attempt`]).
+pub mod attempt;
 pub mod health;
+mod health_settings;
 pub mod load;
 pub mod pod;
 pub mod reading;
+pub mod restart;
 pub mod table;
+pub mod verdict;
+mod window;
 
+pub use attempt::{Attempt, Leave};
 pub use health::{Health, Outcome, Standing};
 pub use load::{Load, LoadNow, Reservation};
 pub use pod::{Pod, PodSpec, Role};
-pub use reading::{Facts, Reading, Sleep};
-pub use table::{Fleet, Table};
+pub use reading::{Facts, Reading, Served, Sleep};
+pub use restart::{Life, Lives, Witness};
+pub use table::{Change, Fleet, Table};
+pub use verdict::{Absent, Census, Rule, Sign};

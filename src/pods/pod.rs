@@ -1,15 +1,23 @@
 //! One pod: fixed identity, learnt facts, last reading, health and load.
+//!
+//! Facts and readings are written by telemetry through [`Pod::learn`] and [`Pod::read`]; health by whoever talks to the pod,
+//! through [`super::Attempt`]. Looks that a decision takes at a thousand pods ([`Pod::sign`]) take no lock while all is well.
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use super::health::Health;
+use super::health::{Health, Settings, Standing};
 use super::load::Load;
-use super::reading::{Facts, Reading};
-use crate::base::PodId;
+use super::reading::{Facts, Reading, Sleep};
+use super::verdict::Sign;
+use crate::base::{Mono, PodId};
+
+/// Scrapes that fail in a row until telemetry calls a pod dark.
+const DARK_FAILURES: u32 = 3;
 
 /// What a pod may be asked to do in disaggregated serving.
 #[derive(
@@ -38,7 +46,7 @@ pub enum Role {
 }
 
 /// How discovery describes a pod. Equal specs are the same pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodSpec {
     /// Where it listens. Always an address: names are resolved by discovery, off the data path.
     pub addr: SocketAddr,
@@ -59,7 +67,7 @@ pub struct Pod {
     pub id: PodId,
     /// Fixed description.
     pub spec: PodSpec,
-    /// What the pod said of itself that rarely changes: models, capacity, start time.
+    /// What the pod said of itself that rarely changes: models, capacity, start time. Written by [`Pod::learn`] only.
     pub facts: ArcSwap<Facts>,
     /// The last scraped gauges with the time they were taken; `None` before the first scrape.
     pub reading: ArcSwap<Option<Reading>>,
@@ -67,18 +75,125 @@ pub struct Pod {
     pub health: Mutex<Health>,
     /// What this gate has in flight there.
     pub load: Load,
+    calm: Arc<AtomicBool>,
+    asleep: AtomicBool,
+    tried: AtomicBool,
+    scrape_failures: AtomicU32,
 }
 
 impl Pod {
-    /// A pod nothing is known of yet.
+    /// A pod nothing is known of yet, with default health settings.
     pub fn new(id: PodId, spec: PodSpec) -> Self {
+        Self::with_settings(id, spec, Arc::new(Settings::default()))
+    }
+
+    /// A pod nothing is known of yet.
+    pub fn with_settings(id: PodId, spec: PodSpec, settings: Arc<Settings>) -> Self {
+        let health = Health::new(settings);
         Self {
             id,
             spec,
             facts: ArcSwap::from_pointee(Facts::default()),
             reading: ArcSwap::from_pointee(None),
-            health: Mutex::new(Health::default()),
+            calm: health.calm_flag(),
+            health: Mutex::new(health),
             load: Load::default(),
+            asleep: AtomicBool::new(false),
+            tried: AtomicBool::new(false),
+            scrape_failures: AtomicU32::new(0),
         }
+    }
+
+    /// Takes new facts; true if they differ in what the table's index by model is built of.
+    pub fn learn(&self, facts: Facts) -> bool {
+        self.asleep.store(facts.sleep == Sleep::Asleep, Relaxed);
+        let changed = self.facts.load().served != facts.served;
+        self.facts.store(Arc::new(facts));
+        changed
+    }
+
+    /// Takes a new reading.
+    pub fn read(&self, reading: Reading) {
+        self.reading.store(Arc::new(Some(reading)));
+    }
+
+    /// Telemetry reached the pod, whatever it answered.
+    pub fn reached(&self) {
+        self.scrape_failures.store(0, Relaxed);
+    }
+
+    /// Telemetry could not reach the pod. Never ejects by itself; see [`super::verdict`] for what it does.
+    pub fn unreached(&self) {
+        self.scrape_failures.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(1))).ok();
+    }
+
+    /// Telemetry had its first contact, good or bad. The gate is ready when every pod had one.
+    pub fn tried(&self) {
+        self.tried.store(true, Relaxed);
+    }
+
+    /// Whether telemetry had its first contact.
+    pub fn is_tried(&self) -> bool {
+        self.tried.load(Relaxed)
+    }
+
+    /// Telemetry found a new process at the address: the old one's gauges and ejection are void. (Its facts are replaced when
+    /// read anew; bookings run on until their guards end.)
+    pub fn restarted(&self, now: Mono) {
+        self.reading.store(Arc::new(None));
+        self.health.lock().restarted(now);
+    }
+
+    /// Whether the pod itself may get work at `now`; the fleet's rules come on top.
+    pub fn standing(&self, now: Mono) -> Standing {
+        if self.calm.load(Relaxed) { Standing::Ready } else { self.health.lock().standing(now) }
+    }
+
+    /// What the fleet's rules look at.
+    pub fn sign(&self, now: Mono) -> Sign {
+        let (is_asleep, is_dark) = (self.asleep.load(Relaxed), self.scrape_failures.load(Relaxed) >= DARK_FAILURES);
+        if self.calm.load(Relaxed) {
+            return Sign { standing: Standing::Ready, busy_until: None, is_asleep, is_dark };
+        }
+        let health = self.health.lock();
+        Sign { standing: health.standing(now), busy_until: health.busy_until(now), is_asleep, is_dark }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::health::Outcome;
+    use super::*;
+
+    /// What a test needs of discovery: pod `number` at a port of its own.
+    pub(in super::super) fn spec(number: u32) -> PodSpec {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 8_000 + number as u16));
+        PodSpec { addr, authority: addr.to_string().into(), rank: None, role: Role::Both, labels: BTreeMap::new() }
+    }
+
+    pub(in super::super) fn pod(number: u32) -> Arc<Pod> {
+        Arc::new(Pod::new(PodId(number), spec(number)))
+    }
+
+    #[test]
+    fn the_lock_free_look_tells_what_the_locked_one_does() {
+        let pod = pod(1);
+        let now = Mono(7_000_000);
+        assert_eq!(
+            pod.sign(now),
+            Sign { standing: Standing::Ready, busy_until: None, is_asleep: false, is_dark: false }
+        );
+        pod.health.lock().on(now, Outcome::Busy { retry_after: None });
+        assert_eq!(pod.sign(now).busy_until, Some(Mono(8_000_000)));
+        pod.learn(Facts { sleep: Sleep::Asleep, ..Facts::default() });
+        (0..3).for_each(|_| pod.unreached());
+        (0..3).for_each(|_| pod.health.lock().on(now, Outcome::ConnectFailed));
+        let sign = pod.sign(now);
+        assert_eq!((sign.is_asleep, sign.is_dark, sign.standing), (true, true, Standing::Ejected(Mono(12_000_000))));
+        pod.read(Reading::default());
+        pod.reached();
+        pod.restarted(now);
+        assert_eq!((pod.sign(now).is_dark, pod.standing(now)), (false, Standing::Probe));
+        assert_eq!(**pod.reading.load(), None);
     }
 }

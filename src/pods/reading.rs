@@ -1,4 +1,8 @@
 //! What a pod says of itself: slow facts and fast gauges. Absent is `None`, never a sentinel.
+//!
+//! A reading has the time it was taken; who uses it decides how much an old one is worth. Nothing here is needed to
+//! dispatch: the gate's own bookings ([`super::Load`]) are.
+use super::load::LoadNow;
 use crate::base::{ModelName, Mono, Tokens};
 
 /// A model or adapter served by a pod, from its `/v1/models`.
@@ -46,6 +50,8 @@ pub enum Sleep {
 pub struct Reading {
     /// When it was taken, on our clock.
     pub taken: Mono,
+    /// What this gate itself had in flight there at that moment: the rest of what was read is foreign load.
+    pub own: LoadNow,
     /// `vllm:num_requests_running`.
     pub running: Option<u32>,
     /// `vllm:num_requests_waiting_by_reason{reason="capacity"}`, else `vllm:num_requests_waiting`.
@@ -60,4 +66,17 @@ pub struct Reading {
     pub preemptions: Option<u64>,
     /// `vllm:generation_tokens_total`.
     pub generated: Option<u64>,
+}
+
+impl Reading {
+    /// How old the reading is.
+    pub const fn age(&self, now: Mono) -> std::time::Duration {
+        now.since(self.taken)
+    }
+
+    /// Requests in the pod that are not ours: other gates, direct clients. `None` if the pod does not tell.
+    pub fn foreign(&self) -> Option<u32> {
+        let scraped = self.running?.saturating_add(self.waiting.unwrap_or(0));
+        Some(scraped.saturating_sub(self.own.requests))
+    }
 }

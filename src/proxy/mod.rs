@@ -1,2 +1,33 @@
-//! Room `proxy`.
+//! The data path: accepts, checks, plans, forwards, streams back.
+//!
+//! A connection enters through [`accept`] wrapped by [`guard`] (with [`lint`] and [`floods`]); each request on it goes
+//! `gate` → `exchange` ([`frame`], route) → `intake` (body, anatomy, model, fingerprint, admission) → `plan` → `attempt`
+//! ([`headers`], [`upstream`]) → `relay` → access line. What a client sees of any failure is in [`reply`].
+//!
+//! On Pingora: its HTTP/1 and HTTP/2 server sessions are used through `HttpServerApp`, not `ProxyHttp`. The latter's native
+//! forwarding can't be used once a body was read, and without it the phases around it only cost.
+pub mod accept;
+mod affinity;
+mod attempt;
+mod client;
+mod exchange;
+pub mod floods;
+pub mod frame;
+pub mod gate;
+pub mod guard;
+mod guards;
+pub mod headers;
+mod intake;
+pub mod lint;
+mod local;
+mod plan;
+mod relay;
+pub mod reply;
+pub mod rules;
 pub mod settings;
+mod trace;
+pub mod upstream;
+
+pub use accept::{Bound, Workers, start};
+pub use gate::{Gate, GateApp, Hook, Parts, Phase};
+pub use rules::{Network, Rules, Times};

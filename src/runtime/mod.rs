@@ -5,4 +5,4 @@ mod clock;
 mod task;
 
 pub use clock::{now, unix_ms};
-pub use task::{Task, supervise};
+pub use task::{Task, spawn_connection, supervise};

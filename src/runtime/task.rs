@@ -61,3 +61,11 @@ impl Drop for Task {
         }
     }
 }
+
+/// Lets a connection's task run on its own on this worker's runtime; a panic in it ends that task only.
+pub fn spawn_connection<F>(future: F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    drop(tokio::spawn(future));
+}

@@ -1,0 +1,204 @@
+//! A lean HTTP/1.1 client: keep-alive connections, bodies sent in one vectored write, answers read with the time of every event.
+//!
+//! It adds as little as it can to what it measures: no redirects, no decoding, no copy of a request. One connection carries one request at a
+//! time. Times are taken when bytes were read from the socket.
+
+use crate::body::{NONCE, Template};
+use crate::sse::SseScan;
+use crate::wire::{self, Framing, Unchunk};
+use bytes::{Buf, BytesMut};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// One keep-alive connection.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    buffer: BytesMut,
+    /// Whether a request was answered on it before.
+    pub(crate) is_used: bool,
+}
+
+/// What one answer was like. Times run from just before the first byte was written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answer {
+    /// Status code.
+    pub(crate) status: u16,
+    /// Time to the first data event of a stream, or to the first body byte; `None` if there was none.
+    pub(crate) first: Option<Duration>,
+    /// Time to the end.
+    pub(crate) total: Duration,
+    /// Body bytes without framing.
+    pub(crate) bytes: u64,
+    /// Data events without the ending.
+    pub(crate) events: u64,
+    /// Error events.
+    pub(crate) errors: u64,
+    /// Whether a stream said `[DONE]`; true for whole answers.
+    pub(crate) done: bool,
+    /// Whether the connection may be used again.
+    pub(crate) keep: bool,
+}
+
+/// Gets told of events as they come.
+pub(crate) trait Watch {
+    /// `count` data events ended in bytes read at `at`.
+    fn events(&mut self, count: u64, at: Instant);
+}
+
+impl Watch for () {
+    fn events(&mut self, _count: u64, _at: Instant) {}
+}
+
+impl Connection {
+    /// Opens a connection.
+    pub(crate) async fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: BytesMut::with_capacity(16 * 1024), is_used: false })
+    }
+
+    /// Sends one request of a template and reads its answer.
+    pub(crate) async fn ask(
+        &mut self,
+        template: &Template,
+        nonce: [u8; NONCE],
+        watch: &mut impl Watch,
+    ) -> io::Result<Answer> {
+        let start = Instant::now();
+        self.send(&template.front, &nonce, &template.tail).await?;
+        self.answer(start, watch).await
+    }
+
+    /// Sends a request without a body and reads the answer with its body.
+    pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<(u16, Vec<u8>)> {
+        let mut connection = Self::open(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gate.local\r\nConnection: close\r\n\r\n");
+        connection.stream.write_all(request.as_bytes()).await?;
+        let mut body = Vec::new();
+        let answer = connection.read(Instant::now(), &mut (), |bytes| body.extend_from_slice(bytes)).await?;
+        Ok((answer.status, body))
+    }
+
+    async fn send(&mut self, front: &[u8], nonce: &[u8], tail: &[u8]) -> io::Result<()> {
+        let mut slices = [IoSlice::new(front), IoSlice::new(nonce), IoSlice::new(tail)];
+        let mut rest: &mut [IoSlice<'_>] = &mut slices;
+        while !rest.is_empty() {
+            let written = self.stream.write_vectored(rest).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            IoSlice::advance_slices(&mut rest, written);
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self, start: Instant, watch: &mut impl Watch) -> io::Result<Answer> {
+        self.read(start, watch, |_| ()).await
+    }
+
+    async fn read(
+        &mut self,
+        start: Instant,
+        watch: &mut impl Watch,
+        mut sink: impl FnMut(&[u8]),
+    ) -> io::Result<Answer> {
+        let head = self.head().await?;
+        let mut reading = Reading {
+            start,
+            answer: Answer { status: head.status, ..Answer::default() },
+            scan: head.is_sse.then(SseScan::default),
+        };
+        let mut at = Instant::now();
+        let mut left = head.framing;
+        let mut unchunk = Unchunk::default();
+        loop {
+            let used = match &mut left {
+                Framing::Chunked => unchunk.feed(&self.buffer, |bytes| {
+                    sink(bytes);
+                    reading.take(bytes, at, watch);
+                })?,
+                Framing::Length(left) => {
+                    let used = (self.buffer.len() as u64).min(*left) as usize;
+                    let bytes = self.buffer.get(..used).unwrap_or_default();
+                    sink(bytes);
+                    reading.take(bytes, at, watch);
+                    *left -= used as u64;
+                    used
+                }
+                Framing::Close => {
+                    sink(&self.buffer);
+                    reading.take(&self.buffer, at, watch);
+                    self.buffer.len()
+                }
+            };
+            self.buffer.advance(used);
+            if unchunk.is_end() || left == Framing::Length(0) {
+                break;
+            }
+            if self.fill().await? == 0 {
+                if left == Framing::Close {
+                    break;
+                }
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            at = Instant::now();
+        }
+        self.is_used = true;
+        Ok(reading.end(head.keep && left != Framing::Close && self.buffer.is_empty()))
+    }
+
+    async fn head(&mut self) -> io::Result<wire::Head> {
+        loop {
+            if let Some(head) = wire::head(&self.buffer)? {
+                self.buffer.advance(head.len);
+                if head.status / 100 != 1 {
+                    return Ok(head);
+                }
+                continue;
+            }
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        self.buffer.reserve(8 * 1024);
+        self.stream.read_buf(&mut self.buffer).await
+    }
+}
+
+struct Reading {
+    start: Instant,
+    answer: Answer,
+    scan: Option<SseScan>,
+}
+
+impl Reading {
+    fn take(&mut self, bytes: &[u8], at: Instant, watch: &mut impl Watch) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.answer.bytes += bytes.len() as u64;
+        let count = self.scan.as_mut().map_or(1, |scan| scan.feed(bytes));
+        if count > 0 {
+            self.answer.first.get_or_insert(at - self.start);
+            if self.scan.is_some() {
+                watch.events(count, at);
+            }
+        }
+    }
+
+    fn end(mut self, keep: bool) -> Answer {
+        self.answer.total = self.start.elapsed();
+        self.answer.keep = keep;
+        self.answer.done = true;
+        if let Some(scan) = self.scan {
+            (self.answer.events, self.answer.errors, self.answer.done) = (scan.events, scan.errors, scan.done);
+        }
+        self.answer
+    }
+}

@@ -1,0 +1,105 @@
+//! Builds what a client gets when something failed: an error body, or one error event inside a stream, in the shape of the
+//! API it called. Shapes: vLLM 0.32 (`{"error":{"message","type","param","code"}}`, code = status) and Anthropic's.
+//! Texts come from the caller and must never hold a prompt, a key or a body.
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::kind::{Api, DoneMark, Shape};
+
+/// What is said about one failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorText<'a> {
+    /// For a person: what is wrong and what to do.
+    pub message: &'a str,
+    /// OpenAI `type`, such as `BadRequestError`; Anthropic's is derived from `code`.
+    pub kind: &'a str,
+    /// The member at fault, if it is one.
+    pub param: Option<&'a str>,
+    /// HTTP status, also inside a stream whose real status was 200.
+    pub code: u16,
+}
+
+impl ErrorText<'_> {
+    fn open_ai(&self) -> Value {
+        json!({"message": self.message, "type": self.kind, "param": self.param, "code": self.code})
+    }
+
+    fn anthropic(&self) -> Value {
+        json!({"type": "error", "error": {"type": anthropic_kind(self.code), "message": self.message}})
+    }
+}
+
+/// Anthropic's error type for a status (docs.anthropic.com, "Errors").
+const fn anthropic_kind(code: u16) -> &'static str {
+    match code {
+        400 | 405 | 415 | 422 => "invalid_request_error",
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 | 529 => "overloaded_error",
+        504 => "timeout_error",
+        _ => "api_error",
+    }
+}
+
+/// The body of an error answer.
+pub fn error_body(shape: Shape, text: &ErrorText<'_>) -> Bytes {
+    let value = match shape {
+        Shape::OpenAi => json!({"error": text.open_ai()}),
+        Shape::Anthropic => text.anthropic(),
+    };
+    Bytes::from(value.to_string())
+}
+
+/// One whole SSE event that tells a client its stream failed, blank line included. It is not a good ending: the caller
+/// ends the body after it, without `[DONE]` or its like. For the Responses API the event is typed (`type`, `code`,
+/// `message`, `param`, `sequence_number`) and also holds `error`, which is what OpenAI's own clients raise on.
+pub fn error_event(api: Api, text: &ErrorText<'_>) -> Bytes {
+    let event = match api.done_mark() {
+        DoneMark::Done => format!("data: {}\n\n", json!({"error": text.open_ai()})),
+        DoneMark::MessageStop => format!("event: error\ndata: {}\n\n", text.anthropic()),
+        DoneMark::Response => {
+            let value = json!({
+                "type": "error", "code": text.code.to_string(), "message": text.message, "param": text.param,
+                "sequence_number": 0, "error": text.open_ai(),
+            });
+            format!("event: error\ndata: {value}\n\n")
+        }
+    };
+    Bytes::from(event)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    const TEXT: ErrorText<'_> =
+        ErrorText { message: "pod \"broke\"\nlate", kind: "InternalServerError", param: None, code: 502 };
+
+    #[test]
+    fn bodies_have_the_shape_of_the_api() {
+        let open: Value = serde_json::from_slice(&error_body(Shape::OpenAi, &TEXT)).unwrap();
+        assert_eq!(
+            open,
+            json!({"error":{"message":"pod \"broke\"\nlate","type":"InternalServerError","param":null,"code":502}})
+        );
+        let other: Value = serde_json::from_slice(&error_body(Shape::Anthropic, &TEXT)).unwrap();
+        assert_eq!(other, json!({"type":"error","error":{"type":"api_error","message":"pod \"broke\"\nlate"}}));
+    }
+
+    #[test]
+    fn an_event_is_one_event_on_every_api() {
+        for api in Api::ALL {
+            let event = String::from_utf8(error_event(api, &TEXT).to_vec()).unwrap();
+            assert!(event.ends_with("\n\n"), "{api:?}");
+            assert_eq!(event.matches("\n\n").count(), 1, "{api:?}");
+            assert_eq!(event.starts_with("event: error\n"), api.done_mark() != DoneMark::Done, "{api:?}");
+            let data = event.split("data: ").nth(1).unwrap();
+            let value: Value = serde_json::from_str(data).unwrap();
+            assert_eq!(value["error"]["message"], TEXT.message, "{api:?}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What an operator may write for a pod: `http://host:port`, `host:port`, `http://host`, with an IPv6 address in brackets.
+//!
+//! Everything else is refused in words that say what to write. A URL with `user:password@` is not quoted back: errors end in
+//! logs.
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::pods::Role;
+
+/// A pod, or a name behind which there are several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSource {
+    /// Name or address to connect to.
+    pub host: Host,
+    /// Port to connect to.
+    pub port: u16,
+    /// `host[:port]` as written; sent as `Host`.
+    pub authority: Arc<str>,
+    /// What it may be asked to do.
+    pub role: Role,
+    /// Operator's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where a source points.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// An address: one pod.
+    Addr(IpAddr),
+    /// A name: one pod per address it resolves to.
+    Name(String),
+}
+
+/// Why a pod cannot be used as written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPod {
+    /// `https://`.
+    #[error(
+        "TLS to pods is not supported yet; write http://host:port, or put the pod behind a TLS-terminating sidecar"
+    )]
+    Tls,
+    /// Another scheme.
+    #[error("`{0}://` is not a scheme pods speak; write http://host:port")]
+    Scheme(String),
+    /// `user:password@`.
+    #[error(
+        "a user or password cannot be part of a pod's URL; put the key into the file named by pods.credential_file"
+    )]
+    UserInfo,
+    /// A path.
+    #[error("leave out the path `{0}`: each request keeps its own path; write http://host:port")]
+    Path(String),
+    /// A query or fragment.
+    #[error("leave out what follows `?` or `#`; write http://host:port")]
+    Query,
+    /// No host.
+    #[error("the host is missing; write http://host:port")]
+    NoHost,
+    /// No usable host name.
+    #[error("`{0}` is no host name or address; write http://host:port (IPv6 in brackets: http://[::1]:8000)")]
+    Host(String),
+    /// No port where one is needed.
+    #[error("the port is missing; write {0}:8000, with the pod's port")]
+    NoPort(String),
+    /// No usable port.
+    #[error("`{0}` is no port; write a number from 1 to 65535")]
+    Port(String),
+}
+
+impl PodSource {
+    /// Reads what an operator wrote.
+    pub fn parse(url: &str, role: Role, labels: BTreeMap<String, String>) -> Result<Self, BadPod> {
+        let url = url.trim();
+        let (scheme, rest) = url.split_once("://").map_or((None, url), |(scheme, rest)| (Some(scheme), rest));
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(end);
+        if authority.contains('@') || scheme.is_some_and(|scheme| scheme.contains('@')) {
+            return Err(BadPod::UserInfo);
+        }
+        match scheme {
+            None => {}
+            Some(scheme) if scheme.eq_ignore_ascii_case("http") => {}
+            Some(scheme) if scheme.eq_ignore_ascii_case("https") => return Err(BadPod::Tls),
+            Some(other) => return Err(BadPod::Scheme(shown(other))),
+        }
+        if tail.contains(['?', '#']) {
+            return Err(BadPod::Query);
+        }
+        if !matches!(tail, "" | "/") {
+            return Err(BadPod::Path(shown(tail)));
+        }
+        let (host, port) = split_port(authority)?;
+        let port = match port {
+            Some(port) => {
+                let is_digits = port.bytes().all(|byte| byte.is_ascii_digit());
+                let number = port.parse().ok().filter(|number| is_digits && *number > 0);
+                number.ok_or_else(|| BadPod::Port(shown(port)))?
+            }
+            None if scheme.is_some() => 80,
+            None => return Err(BadPod::NoPort(shown(host))),
+        };
+        Ok(Self { host: Host::parse(host)?, port, authority: authority.into(), role, labels })
+    }
+}
+
+impl Host {
+    fn parse(host: &str) -> Result<Self, BadPod> {
+        let bad = || BadPod::Host(shown(host));
+        if host.is_empty() {
+            return Err(BadPod::NoHost);
+        }
+        if let Some(inside) = host.strip_prefix('[') {
+            let inside = inside.strip_suffix(']').ok_or_else(bad)?;
+            return inside.parse::<Ipv6Addr>().map(|addr| Self::Addr(addr.into())).map_err(|_| bad());
+        }
+        if let Ok(addr) = host.parse::<IpAddr>() {
+            return Ok(Self::Addr(addr));
+        }
+        let labels: Vec<&str> = host.strip_suffix('.').unwrap_or(host).split('.').collect();
+        let is_label = |label: &&str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        // `1.2.3` and `300.1.1.1` are mistyped addresses, though a resolver would take some of them.
+        let is_number = labels.last().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+        if host.len() > 253 || is_number || !labels.iter().all(is_label) {
+            return Err(bad());
+        }
+        Ok(Self::Name(host.to_owned()))
+    }
+}
+
+/// Host and, if written, port.
+fn split_port(authority: &str) -> Result<(&str, Option<&str>), BadPod> {
+    if authority.starts_with('[') {
+        let end = authority.find(']').ok_or_else(|| BadPod::Host(shown(authority)))? + 1;
+        let (host, rest) = authority.split_at(end);
+        return match rest.strip_prefix(':') {
+            Some(port) => Ok((host, Some(port))),
+            None if rest.is_empty() => Ok((host, None)),
+            None => Err(BadPod::Host(shown(authority))),
+        };
+    }
+    match authority.split_once(':') {
+        Some((_, port)) if port.contains(':') => Err(BadPod::Host(shown(authority))),
+        Some((host, port)) => Ok((host, Some(port))),
+        None => Ok((authority, None)),
+    }
+}
+
+/// A short, printable form for an error.
+fn shown(text: &str) -> String {
+    text.chars().take(80).map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(url: &str) -> Result<PodSource, BadPod> {
+        PodSource::parse(url, Role::Both, BTreeMap::new())
+    }
+
+    fn check(url: &str, host: &str, port: u16, authority: &str) {
+        let source = parse(url).unwrap();
+        let shown = match &source.host {
+            Host::Addr(addr) => addr.to_string(),
+            Host::Name(name) => format!("name {name}"),
+        };
+        assert_eq!((shown.as_str(), source.port, &*source.authority), (host, port, authority), "{url}");
+    }
+
+    #[test]
+    fn what_may_be_written() {
+        check("http://gpu-1:8000", "name gpu-1", 8_000, "gpu-1:8000");
+        check(" HTTP://Pod.Local:8000/ ", "name Pod.Local", 8_000, "Pod.Local:8000");
+        check("10.0.0.7:8000", "10.0.0.7", 8_000, "10.0.0.7:8000");
+        check("http://svc.ns.svc.cluster.local.", "name svc.ns.svc.cluster.local.", 80, "svc.ns.svc.cluster.local.");
+        check("http://[::1]:8000", "::1", 8_000, "[::1]:8000");
+        check("[fe80::2]:1", "fe80::2", 1, "[fe80::2]:1");
+    }
+
+    #[test]
+    fn what_is_refused_and_how() {
+        for (url, expected) in [
+            ("https://pod:8000", BadPod::Tls),
+            ("grpc://pod:8000", BadPod::Scheme("grpc".into())),
+            ("http://me:secret@pod:8000", BadPod::UserInfo),
+            ("me:secret@pod:8000", BadPod::UserInfo),
+            ("https://me:secret@pod", BadPod::UserInfo),
+            ("http://pod:8000/v1", BadPod::Path("/v1".into())),
+            ("http://pod:8000/?a=b", BadPod::Query),
+            ("pod:8000#x", BadPod::Query),
+            ("", BadPod::NoHost),
+            ("http://:8000", BadPod::NoHost),
+            ("pod", BadPod::NoPort("pod".into())),
+            ("pod:", BadPod::Port(String::new())),
+            ("pod:0", BadPod::Port("0".into())),
+            ("pod:65536", BadPod::Port("65536".into())),
+            ("pod:+80", BadPod::Port("+80".into())),
+            ("::1:8000", BadPod::Host("::1:8000".into())),
+            ("http://[::1:8000", BadPod::Host("[::1:8000".into())),
+            ("http://[::1]8000", BadPod::Host("[::1]8000".into())),
+            ("http://[pod]:1", BadPod::Host("[pod]".into())),
+            ("300.1.1.1:80", BadPod::Host("300.1.1.1".into())),
+            ("a..b:80", BadPod::Host("a..b".into())),
+            ("a b:80", BadPod::Host("a b".into())),
+            ("a\r\nx: y:80", BadPod::Host("a\u{fffd}\u{fffd}x: y:80".into())),
+        ] {
+            assert_eq!(parse(url), Err(expected), "{url}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn anything_written_is_read_or_refused_and_never_breaks_a_head(url in ".{0,60}") {
+            if let Ok(source) = parse(&url) {
+                prop_assert!(source.authority.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Why a request is not admitted: a closed list, with the time after which trying again makes sense.
+//!
+//! The text of a reason is what `x-tidegate-reason` and metrics carry. 429 means that capacity exists but is taken, 503
+//! that there is none. What the client sees in full is the reply's business.
+use std::time::Duration;
+
+/// Why the gate refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The gate holds as many requests as it may.
+    RequestsLimit,
+    /// This model holds as many requests as it may.
+    ModelRequestsLimit,
+    /// The bodies held reach the byte budget.
+    BytesLimit,
+    /// The bodies held for this model reach its share of the byte budget.
+    ModelBytesLimit,
+    /// The body alone is larger than the byte budget.
+    BodyTooLarge,
+    /// The same body was in flight on pods that died; it stays out for a while.
+    RequestPoisoned,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 6] = [
+        Self::RequestsLimit,
+        Self::ModelRequestsLimit,
+        Self::BytesLimit,
+        Self::ModelBytesLimit,
+        Self::BodyTooLarge,
+        Self::RequestPoisoned,
+    ];
+
+    /// Its name in `x-tidegate-reason`, metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RequestsLimit => "requests_limit",
+            Self::ModelRequestsLimit => "model_requests_limit",
+            Self::BytesLimit => "bytes_limit",
+            Self::ModelBytesLimit => "model_bytes_limit",
+            Self::BodyTooLarge => "body_too_large",
+            Self::RequestPoisoned => "request_poisoned",
+        }
+    }
+
+    /// The status that fits.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::RequestsLimit | Self::ModelRequestsLimit | Self::BytesLimit | Self::ModelBytesLimit => 429,
+            Self::BodyTooLarge => 413,
+            Self::RequestPoisoned => 500,
+        }
+    }
+}
+
+/// A refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// When to try again; `None` if trying again is pointless.
+    pub retry_after: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_header_words() {
+        let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests of the room, filled in by its parts.

@@ -1,0 +1,230 @@
+//! Own accept path: worker threads that accept, cap and guard connections and hand them to Pingora's HTTP server.
+//!
+//! Each worker is one thread with its own runtime and its own share of the listening sockets, so a connection, its pods'
+//! sockets and its timers stay on one thread. Accepting ourselves gives what Pingora's listener has not: a cap, an
+//! absolute head deadline, a lint of the raw head, and a drain that can keep accepting for a while.
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use pingora::services::listening::Service;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::gate::GateApp;
+use super::guard::GuardedStream;
+use super::upstream;
+use crate::runtime::{now, spawn_connection, supervise};
+
+/// HTTP/2 connection preface (RFC 9113 section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Pause after an accept that failed, descriptors being the usual reason.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// What the listening sockets should do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Accept and serve.
+    Open,
+    /// Accept and serve, one request per connection: the gate is about to stop.
+    Leaving,
+    /// Accept no more; what runs may finish.
+    Closed,
+}
+
+/// A bound socket and what is spoken on it.
+#[derive(Debug)]
+pub struct Bound {
+    socket: StdListener,
+    is_h2c: bool,
+}
+
+impl Bound {
+    /// Binds `addr`. With `is_h2c`, HTTP/2 without TLS is spoken beside HTTP/1.1.
+    pub fn bind(addr: SocketAddr, is_h2c: bool) -> io::Result<Self> {
+        let socket = StdListener::bind(addr)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, is_h2c })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    phase: watch::Sender<Phase>,
+    shutdown: watch::Sender<bool>,
+}
+
+/// Starts `count` workers that serve `app` on all of `bound`.
+pub fn start(count: usize, bound: &[Bound], app: &GateApp) -> io::Result<Workers> {
+    let (phase, _) = watch::channel(Phase::Open);
+    let (shutdown, _) = watch::channel(false);
+    let mut threads = Vec::with_capacity(count);
+    for number in 0..count.max(1) {
+        let sockets =
+            bound.iter().map(|bound| Ok((bound.socket.try_clone()?, bound.is_h2c))).collect::<io::Result<Vec<_>>>()?;
+        let worker = Worker {
+            app: Arc::new(app.clone()),
+            h2_app: Arc::new(app.clone().with_h2c()),
+            phase: phase.subscribe(),
+            shutdown: shutdown.subscribe(),
+            open: Arc::new(AtomicUsize::new(0)),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let name = format!("gate-{number}");
+        threads.push(std::thread::Builder::new().name(name).spawn(move || runtime.block_on(worker.run(sockets)))?);
+    }
+    Ok(Workers { threads, phase, shutdown })
+}
+
+impl Workers {
+    /// Announces the end: answers close their connections, idle connections are closed; accepting goes on.
+    pub fn leave(&self) {
+        self.phase.send_replace(Phase::Leaving);
+        self.shutdown.send_replace(true);
+    }
+
+    /// Accepts no more. Workers end when their last connection has.
+    pub fn close(&self) {
+        self.phase.send_replace(Phase::Closed);
+        self.shutdown.send_replace(true);
+    }
+
+    /// Whether all workers have ended.
+    pub fn is_ended(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+}
+
+/// One thread's view.
+#[derive(Clone)]
+struct Worker {
+    app: Arc<GateApp>,
+    h2_app: Arc<GateApp>,
+    phase: watch::Receiver<Phase>,
+    shutdown: watch::Receiver<bool>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    async fn run(mut self, sockets: Vec<(StdListener, bool)>) {
+        let mut tasks = Vec::new();
+        for (socket, is_h2c) in sockets {
+            match TcpListener::from_std(socket) {
+                Ok(listener) => tasks.push(supervise("accept", self.clone().accept(listener, is_h2c))),
+                Err(error) => tracing::error!(%error, "cannot listen"),
+            }
+        }
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            let is_closed = tokio::select! {
+                _ = sweep.tick() => {
+                    upstream::sweep(now());
+                    false
+                }
+                closed = self.phase.wait_for(|phase| *phase == Phase::Closed) => {
+                    drop(closed);
+                    true
+                }
+            };
+            if is_closed {
+                tasks.clear();
+                while self.open.load(SeqCst) > 0 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                return;
+            }
+        }
+    }
+
+    async fn accept(self, listener: TcpListener, is_h2c: bool) {
+        loop {
+            match listener.accept().await {
+                Ok((io, peer)) => self.take(io, peer, is_h2c),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    fn take(&self, io: TcpStream, peer: SocketAddr, is_h2c: bool) {
+        let gate = &self.app.gate;
+        if gate.metrics.connections.value() >= gate.rules().connections_max {
+            gate.metrics.refused.inc("connections");
+            return;
+        }
+        let held = gate.metrics.connections.hold(1);
+        let open = Open::new(&self.open);
+        let worker = self.clone();
+        spawn_connection(async move {
+            let (_held, _open) = (held, open);
+            if let Err(error) = worker.serve(io, peer, is_h2c).await {
+                tracing::debug!(%error, "connection ended before its first request");
+            }
+        });
+    }
+
+    async fn serve(self, io: TcpStream, peer: SocketAddr, is_h2c: bool) -> io::Result<()> {
+        io.set_nodelay(true)?;
+        let rules = self.app.gate.rules();
+        let ahead = if is_h2c {
+            match tokio::time::timeout(rules.head_timeout, sniff(&io)).await {
+                Ok(ahead) => ahead?,
+                Err(_) => return Ok(()),
+            }
+        } else {
+            Bytes::new()
+        };
+        let is_http2 = ahead.as_ref() == PREFACE;
+        let stream = GuardedStream::new(io, peer, ahead, is_http2, rules.head)?;
+        let app = if is_http2 { self.h2_app } else { self.app };
+        Service::<GateApp>::handle_event(Box::new(stream), app, self.shutdown).await;
+        Ok(())
+    }
+}
+
+/// Reads ahead until it is clear whether the HTTP/2 preface is coming. What was read is what the connection begins with.
+async fn sniff(io: &TcpStream) -> io::Result<Bytes> {
+    let mut ahead = BytesMut::with_capacity(PREFACE.len());
+    while ahead.len() < PREFACE.len() && PREFACE.starts_with(&ahead) {
+        io.readable().await?;
+        let mut piece = [0; PREFACE.len()];
+        let room = piece.get_mut(..PREFACE.len() - ahead.len()).unwrap_or_default();
+        match io.try_read(room) {
+            Ok(0) => break,
+            Ok(read) => ahead.extend_from_slice(piece.get(..read).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ahead.freeze())
+}
+
+/// Counts a worker's open connections, panics included.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}

@@ -1,0 +1,438 @@
+//! Attempts on pods: dispatch, classify what went wrong, try once more elsewhere while nothing reached the client.
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use tokio::time::{Sleep, sleep};
+
+use super::client::{Client, Lost};
+use super::exchange::{End, Exchange};
+use super::gate::{Gate, Phase};
+use super::headers::{self, ToPod};
+use super::intake::Facts;
+use super::plan::{Choice, has_other};
+use super::reply::Fault;
+use super::upstream::{self, PodConn, PodFault, PodHead};
+use crate::api::Usage;
+use crate::base::{Mono, PodId, Tokens};
+use crate::flow::{Failure, Replay, RetryClass, Setback, Verdict, classify};
+use crate::observe::{Cause, Stage};
+use crate::pods::{Attempt, Outcome, Reservation};
+use crate::prefix::Claim;
+use crate::runtime::now;
+
+/// Dead connections taken from the pool in a row before the pod itself is blamed.
+const STALE_MAX: u32 = 3;
+/// A reused connection that breaks sooner was dead before; later, the pod had the request.
+const STALE_WITHIN: Duration = Duration::from_millis(30);
+
+/// An answer of a pod that is kept until it is clear that nobody gives a better one.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) head: PodHead,
+    pub(super) body: Bytes,
+}
+
+/// A failed attempt. Nothing of it reached the client.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    pub(super) fault: Fault,
+    pub(super) kept: Option<Kept>,
+}
+
+/// How an attempt ended, if the client is still there.
+pub(super) enum Tried {
+    /// The client has its answer, good or broken; what the pod told of usage, and what it says of the pod's health.
+    Done(Option<Usage>, Outcome),
+    /// It may be tried elsewhere.
+    Failed(Failed),
+}
+
+/// What was booked for an attempt; whatever is not settled is given back when it is dropped.
+pub(super) struct Trial<'a> {
+    gate: Arc<Gate>,
+    facts: &'a Facts,
+    pub(super) pod: PodId,
+    pub(super) started: Mono,
+    health: Option<Attempt>,
+    pub(super) booked: Reservation,
+    claim: Option<Claim>,
+    is_confirmed: bool,
+}
+
+impl<'a> Trial<'a> {
+    fn begin(gate: &Arc<Gate>, facts: &'a Facts, choice: &Choice, health: Attempt) -> Self {
+        let started = now();
+        let uncached = choice.prompt.less(choice.hit);
+        Self {
+            facts,
+            pod: choice.pod.id,
+            started,
+            health: Some(health),
+            booked: Reservation::book(Arc::clone(&choice.pod), choice.prompt, uncached),
+            claim: facts.prompt.as_ref().map(|prompt| gate.index.claim(prompt, choice.pod.id)),
+            is_confirmed: false,
+            gate: Arc::clone(gate),
+        }
+    }
+
+    /// The first data came: the prompt is in the pod's cache.
+    pub(super) fn answered(&mut self) {
+        let now = now();
+        self.booked.first_token();
+        if let Some(health) = &mut self.health {
+            health.answered(now);
+        }
+        self.gate.guards.answered(now, &self.facts.model, self.pod);
+        if let Some((prompt, claim)) = self.facts.prompt.as_ref().zip(self.claim) {
+            self.gate.index.confirm(prompt, claim);
+            self.is_confirmed = true;
+        }
+    }
+
+    /// It ended well for the pod; `usage` is what the pod told.
+    pub(super) fn settled(mut self, usage: Option<Usage>, outcome: Outcome) {
+        if let Some((usage, (prompt, claim))) = usage.zip(self.facts.prompt.as_ref().zip(self.claim)) {
+            let cached = usage.cached_tokens.map(Tokens);
+            self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
+        }
+        self.over(outcome);
+    }
+
+    /// Tells the pod's health how it went.
+    pub(super) fn over(&mut self, outcome: Outcome) {
+        if let Some(health) = self.health.take() {
+            health.end(now(), outcome);
+        }
+    }
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        if !self.is_confirmed
+            && let Some((prompt, claim)) = self.facts.prompt.as_ref().zip(self.claim)
+        {
+            self.gate.index.withdraw(prompt, claim);
+        }
+    }
+}
+
+/// Why waiting for a pod stopped.
+pub(super) enum Cut {
+    /// The client left.
+    Lost,
+    /// The time is up.
+    Late,
+}
+
+/// Waits for `future` while watching the client and the clock.
+pub(super) async fn watch<T>(
+    client: &mut Client,
+    alarm: Pin<&mut Sleep>,
+    future: impl Future<Output = T>,
+) -> Result<T, Cut> {
+    tokio::select! {
+        biased;
+        output = future => Ok(output),
+        () = client.gone() => Err(Cut::Lost),
+        () = alarm => Err(Cut::Late),
+    }
+}
+
+impl Failed {
+    pub(super) const fn new(failure: Failure, fault: Fault) -> Self {
+        Self { failure, fault, kept: None }
+    }
+
+    fn of(fault: &PodFault) -> Self {
+        match fault {
+            PodFault::Connect(error) => match error.kind() {
+                std::io::ErrorKind::TimedOut => Self::new(Failure::ConnectTimeout, Fault::ConnectFailed),
+                std::io::ErrorKind::AddrNotAvailable => Self::new(Failure::NoLocalSocket, Fault::Exhausted),
+                _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    Self::new(Failure::NoLocalSocket, Fault::Exhausted)
+                }
+                _ => Self::new(Failure::ConnectRefused, Fault::ConnectFailed),
+            },
+            PodFault::ClosedEarly | PodFault::Io(_) => Self::new(Failure::NoHead, Fault::PodClosed),
+            PodFault::ClosedInBody => Self::new(Failure::BrokenUncommitted, Fault::PodClosed),
+            PodFault::Junk("head too large") => Self::new(Failure::HeadTooLarge, Fault::PodGarbage),
+            PodFault::Junk(_) => Self::new(Failure::Garbage, Fault::PodGarbage),
+        }
+    }
+
+    /// What it says about the pod's health.
+    fn outcome(&self) -> Option<Outcome> {
+        match self.failure {
+            Failure::NoLocalSocket => None,
+            Failure::ConnectRefused | Failure::ConnectTimeout | Failure::TlsFailed => Some(Outcome::ConnectFailed),
+            Failure::Busy => {
+                Some(Outcome::Busy { retry_after: self.kept.as_ref().and_then(|kept| retry_after(&kept.head)) })
+            }
+            Failure::ErrorEvent { .. } | Failure::ServerError => Some(Outcome::ServerError),
+            _ => Some(Outcome::Broken),
+        }
+    }
+}
+
+fn retry_after(head: &PodHead) -> Option<Duration> {
+    let seconds = head.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+impl Exchange {
+    /// Sends the request to pods until one answers, within the rules for retries.
+    pub(super) async fn attempts(&mut self, facts: &Facts) -> Result<(), End> {
+        let mut tried: Vec<PodId> = Vec::new();
+        let mut last: Option<Failed> = None;
+        loop {
+            let choice = match self.choose(facts, &tried) {
+                Ok(choice) => choice,
+                Err(fault) => match last {
+                    Some(failed) => return self.give_up(failed).await,
+                    None => return Err(fault.into()),
+                },
+            };
+            tried.push(choice.pod.id);
+            let Some(health) = Attempt::begin(&choice.pod, now(), choice.leave) else { continue };
+            self.note.attempts += 1;
+            self.note.pod = Some(choice.pod.id);
+            self.note.hit = choice.hit;
+            self.in_flight.model().attempt();
+            let mut trial = Trial::begin(&self.gate, facts, &choice, health);
+            let started = trial.started;
+            let failed = match self.attempt(facts, &choice, &mut trial).await? {
+                Tried::Done(usage, outcome) => {
+                    trial.settled(usage, outcome);
+                    return Ok(());
+                }
+                Tried::Failed(failed) => failed,
+            };
+            if let Some(outcome) = failed.outcome() {
+                trial.over(outcome);
+            }
+            drop(trial);
+            self.broke(facts, &choice, &failed, started);
+            if !self.goes_again(facts, &choice, &failed, started, &tried).await? {
+                return self.give_up(failed).await;
+            }
+            last = Some(failed);
+        }
+    }
+
+    /// Tells the poison guard, and lets go of the pod's pooled connections, when a pod broke.
+    fn broke(&self, facts: &Facts, choice: &Choice, failed: &Failed, started: Mono) {
+        match failed.failure {
+            Failure::ConnectRefused => {
+                self.gate.guards.died(now(), choice.pod.id);
+                upstream::forget(choice.pod.spec.addr);
+            }
+            Failure::NoHead | Failure::BrokenUncommitted | Failure::WriteBroken => {
+                let key = facts.body_key(self.gate.prefix_secret);
+                self.gate.guards.broke(now(), choice.pod.id, started, key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks whether the request may go to another pod; waits while that is open.
+    async fn goes_again(
+        &mut self,
+        facts: &Facts,
+        choice: &Choice,
+        failed: &Failed,
+        started: Mono,
+        tried: &[PodId],
+    ) -> Result<bool, End> {
+        let class = classify(failed.failure);
+        let is_known = facts.api.is_some() || self.client.head().method == Method::GET;
+        let setback = Setback {
+            class,
+            pod: choice.pod.id,
+            started,
+            failed: now(),
+            attempts: self.note.attempts,
+            replay: if is_known { Replay::Harmless } else { Replay::Unknown },
+            has_other_pod: has_other(&self.gate.table.fleet(), &facts.model, tried),
+        };
+        loop {
+            match self.gate.guards.may_retry(now(), &facts.model, &setback) {
+                Verdict::Retry => {
+                    self.gate.metrics.retries.inc(letter(class));
+                    let key = || facts.body_key(self.gate.prefix_secret);
+                    if self.gate.guards.poisoned(now(), key).is_some() {
+                        return Err(Fault::Poisoned.into());
+                    }
+                    return Ok(true);
+                }
+                Verdict::Stop(stop) => {
+                    self.note.reason = Some(stop.as_str());
+                    return Ok(false);
+                }
+                Verdict::Wait(pause) => {
+                    let never = std::future::pending::<()>();
+                    if let Err(Cut::Lost) = watch(&mut self.client, pin!(sleep(pause)), never).await {
+                        return Err(Lost::Gone.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nobody gives a better answer: the pod's own if there is one, else the gate's.
+    async fn give_up(&mut self, failed: Failed) -> Result<(), End> {
+        let Some(kept) = failed.kept else { return Err(failed.fault.into()) };
+        self.note.cause = Some(match failed.failure {
+            Failure::Busy => Cause::PodBusy,
+            Failure::ErrorEvent { .. } => Cause::PodErrorEvent,
+            _ => Cause::PodError,
+        });
+        let frame = headers::Frame::Length(kept.body.len() as u64);
+        let head = self.client_head(kept.head, frame)?;
+        self.client.begin(head, kept.body, true).await?;
+        Ok(())
+    }
+
+    /// One attempt on one pod, with a fresh connection for each dead one from the pool.
+    async fn attempt(&mut self, facts: &Facts, choice: &Choice, trial: &mut Trial<'_>) -> Result<Tried, End> {
+        let times = self.rules.times(&facts.model);
+        let addr = choice.pod.spec.addr;
+        let head = self.pod_head(facts, choice);
+        let mut stale = 0;
+        loop {
+            let began = now();
+            let mut conn = match upstream::checkout(addr, began) {
+                Some(conn) => conn,
+                None => match self.connect(addr, times.connect).await? {
+                    Ok(conn) => conn,
+                    Err(fault) => return Ok(Tried::Failed(Failed::of(&fault))),
+                },
+            };
+            self.gate.at(Phase::Dispatch);
+            let limit = if facts.is_stream { times.first_token } else { times.answer };
+            let mut alarm = pin!(sleep(limit));
+            match self.ask(&mut conn, &head, &facts.body, alarm.as_mut()).await? {
+                Ok(answer) => {
+                    return self.relay(facts, answer, conn, trial, alarm.as_mut()).await;
+                }
+                Err(failed) => {
+                    let is_stale =
+                        conn.reused && failed.failure == Failure::NoHead && now().since(began) < STALE_WITHIN;
+                    if is_stale && stale < STALE_MAX {
+                        stale += 1;
+                        continue;
+                    }
+                    return Ok(Tried::Failed(failed));
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self, addr: std::net::SocketAddr, limit: Duration) -> Result<Result<PodConn, PodFault>, End> {
+        let started = now();
+        let connected = tokio::select! {
+            biased;
+            connected = PodConn::connect(addr, limit) => connected,
+            () = self.client.gone() => return Err(Lost::Gone.into()),
+        };
+        self.gate.metrics.stage(Stage::Connect, now().since(started));
+        Ok(connected)
+    }
+
+    /// Sends the request and reads the head of the answer.
+    async fn ask(
+        &mut self,
+        conn: &mut PodConn,
+        head: &[u8],
+        body: &[u8],
+        alarm: Pin<&mut Sleep>,
+    ) -> Result<Result<PodHead, Failed>, End> {
+        let is_head_request = self.client.head().method == Method::HEAD;
+        let asked = async {
+            conn.send(head, body).await?;
+            conn.head(is_head_request).await
+        };
+        match watch(&mut self.client, alarm, asked).await {
+            Ok(Ok(head)) => Ok(Ok(head)),
+            Ok(Err(fault)) => Ok(Err(Failed::of(&fault))),
+            Err(Cut::Lost) => Err(Lost::Gone.into()),
+            Err(Cut::Late) => Ok(Err(Failed::new(Failure::FirstByteTimeout, Fault::FirstByteTimeout))),
+        }
+    }
+
+    /// The head of the call to a pod.
+    fn pod_head(&self, facts: &Facts, choice: &Choice) -> Vec<u8> {
+        let client = self.client.head();
+        let target = client.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let credential = self.gate.credential();
+        let trace = super::trace::child(&client.headers, self.rng.clone());
+        let mut head = Vec::with_capacity(512);
+        let has_body = !facts.body.is_empty() || client.method == Method::POST;
+        let dropped = headers::to_pod(
+            &mut head,
+            &ToPod {
+                method: &client.method,
+                target,
+                authority: &choice.pod.spec.authority,
+                fields: &client.headers,
+                body_bytes: has_body.then_some(facts.body.len()),
+                request_id: &self.note.request_id,
+                client: self.peer,
+                is_trusted: self.is_trusted,
+                credential: credential.as_ref().map(|secret| secret.expose()),
+                rank: choice.pod.spec.rank,
+                traceparent: trace.as_deref(),
+            },
+        );
+        let counts = &self.gate.metrics.dropped_headers;
+        if dropped.underscore > 0 {
+            counts.add("underscore", dropped.underscore.into());
+        }
+        if dropped.routing > 0 {
+            counts.add("routing", dropped.routing.into());
+        }
+        head
+    }
+
+    /// The head of a pod's answer as the client gets it.
+    pub(super) fn client_head(
+        &self,
+        head: PodHead,
+        frame: headers::Frame,
+    ) -> Result<Box<pingora::http::ResponseHeader>, End> {
+        let build = || {
+            let mut out = headers::to_client(head.status, head.headers, frame, self.client.is_http11())?;
+            out.insert_header("x-request-id", &*self.note.request_id)?;
+            if let Some(shown) = &self.shown {
+                out.insert_header("x-tidegate-decision", shown.clone())?;
+            }
+            Ok::<_, Box<pingora::Error>>(out)
+        };
+        build().map_err(|_| Fault::PodGarbage.into())
+    }
+}
+
+/// Whether a status says that the pod did no work, or stands behind a gateway that broke: another pod may do better.
+pub(super) const fn failure_of(status: StatusCode) -> Option<Failure> {
+    match status.as_u16() {
+        429 | 503 => Some(Failure::Busy),
+        502 | 504 => Some(Failure::GatewayStatus),
+        _ => None,
+    }
+}
+
+const fn letter(class: RetryClass) -> &'static str {
+    match class {
+        RetryClass::NotDelivered => "A",
+        RetryClass::Refused => "B",
+        RetryClass::Unanswered => "C",
+        RetryClass::Started => "D",
+        RetryClass::TimedOut => "E",
+        RetryClass::Answered => "F",
+        RetryClass::Poison => "G",
+    }
+}

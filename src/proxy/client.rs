@@ -1,0 +1,266 @@
+//! The client's side of one request: reading its body, noticing that it left, writing to it.
+//!
+//! A thin face over Pingora's session (HTTP/1 and HTTP/2 alike) that knows the traps: a half-closed connection counts as
+//! left, bytes of a next request must not look like a disconnect, the head waits for the first bytes of the body so that
+//! both leave in one write, and a cut answer must not be terminated.
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap};
+use http::{StatusCode, Version};
+use pingora::ErrorType;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
+
+use super::guard::Conn;
+use super::reply::Fault;
+use crate::api::Shape;
+
+/// Why nothing more can be written to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It closed or reset the connection or stream.
+    Gone,
+    /// It stopped reading until the write deadline.
+    Stalled,
+}
+
+/// One request's client.
+pub struct Client {
+    session: ServerSession,
+    /// Its connection.
+    pub conn: Arc<Conn>,
+    watches: bool,
+    status: Option<u16>,
+    sent_bytes: u64,
+    ended: bool,
+}
+
+impl Client {
+    /// Takes a session whose head was read.
+    pub fn new(mut session: ServerSession, conn: Arc<Conn>, write_timeout: Duration) -> Self {
+        session.set_write_timeout(Some(write_timeout));
+        Self { session, conn, watches: true, status: None, sent_bytes: 0, ended: false }
+    }
+
+    /// The request's head.
+    pub fn head(&self) -> &RequestHeader {
+        self.session.req_header()
+    }
+
+    /// The raw head, on HTTP/1 only.
+    pub fn raw_head(&self) -> Option<Bytes> {
+        self.session.as_http1().map(pingora::protocols::http::v1::server::HttpSession::get_headers_raw_bytes)
+    }
+
+    /// Whether it speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.session.is_http2()
+    }
+
+    /// Whether chunked coding can be used towards it.
+    pub fn is_http11(&self) -> bool {
+        !self.is_http2() && self.head().version == Version::HTTP_11
+    }
+
+    /// Status sent so far.
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// Body bytes sent so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+
+    /// Whether the whole answer was sent, or given up on.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Forgets a wish to switch protocols, so that the body is read as that of an ordinary request.
+    pub fn ignore_upgrade(&mut self) {
+        if self.head().headers.contains_key(header::UPGRADE) {
+            self.session.req_header_mut().remove_header(&header::UPGRADE);
+        }
+    }
+
+    /// No further request on this connection.
+    pub fn close_after(&mut self) {
+        self.session.set_keepalive(None);
+    }
+
+    /// Reads the whole body, at most `bytes_max`, within `limit` plus the time that `floor` bytes per second take.
+    /// `grow` is told of every piece before it is kept and may refuse.
+    pub async fn body(
+        &mut self,
+        bytes_max: u64,
+        limit: Duration,
+        floor: u64,
+        mut grow: impl FnMut(u64) -> Result<(), Fault>,
+    ) -> Result<Bytes, Fault> {
+        if self.head().headers.contains_key(header::EXPECT) && self.is_http11() {
+            self.session.write_continue_response().await.map_err(|_| Fault::BodyCut)?;
+        }
+        let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+        let deadline = tokio::time::sleep(limit);
+        tokio::pin!(deadline);
+        let mut earned = 0_u64;
+        loop {
+            let piece = tokio::select! {
+                biased;
+                read = self.session.read_request_body() => match read {
+                    Ok(Some(piece)) => piece,
+                    Ok(None) => break,
+                    Err(error) => return Err(Self::body_fault(&error)),
+                },
+                () = &mut deadline => return Err(Fault::BodyTimeout),
+            };
+            let have = (first.len() + all.len() + piece.len()) as u64;
+            if have > bytes_max {
+                return Err(Fault::BodyTooLarge(bytes_max));
+            }
+            grow(piece.len() as u64)?;
+            earned += piece.len() as u64;
+            if earned >= floor {
+                let more = Duration::from_secs(earned / floor);
+                earned %= floor;
+                let until = deadline.deadline() + more;
+                deadline.as_mut().reset(until);
+            }
+            if first.is_empty() && all.is_empty() {
+                first = piece;
+            } else {
+                if all.is_empty() {
+                    all.reserve(self.body_hint(bytes_max, have));
+                    all.extend_from_slice(&std::mem::take(&mut first));
+                }
+                all.extend_from_slice(&piece);
+            }
+        }
+        Ok(if all.is_empty() { first } else { all.freeze() })
+    }
+
+    /// Room to reserve: what the client announced, but no more than thrice what it has sent.
+    fn body_hint(&self, bytes_max: u64, have: u64) -> usize {
+        let announced = self.announced_body().unwrap_or(have).min(bytes_max);
+        usize::try_from(announced.min(have.saturating_mul(3)).max(have)).unwrap_or(0)
+    }
+
+    /// Length the client announced, if it did.
+    pub fn announced_body(&self) -> Option<u64> {
+        super::upstream::decimal(self.head().headers.get(header::CONTENT_LENGTH)?.as_bytes())
+    }
+
+    fn body_fault(error: &pingora::Error) -> Fault {
+        match error.etype() {
+            ErrorType::ReadTimedout => Fault::BodyTimeout,
+            _ => Fault::BodyCut,
+        }
+    }
+
+    /// Resolves when the client has left; else never. Cancel-safe. A half-close (FIN) counts as leaving.
+    pub async fn gone(&mut self) {
+        while self.watches {
+            match self.session.read_body_or_idle(true).await {
+                Ok(_) => self.watches = false,
+                // Bytes of a next request came early. It will not be served on this connection, and disconnects are
+                // noticed by writing from here on.
+                Err(error) if *error.etype() == ErrorType::ConnectError => {
+                    self.watches = false;
+                    self.close_after();
+                }
+                Err(_) => return,
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Sends the head together with the first bytes of the body; with `end`, that is all of the answer.
+    pub async fn begin(&mut self, head: Box<ResponseHeader>, first: Bytes, end: bool) -> Result<(), Lost> {
+        self.status = Some(head.status.as_u16());
+        self.conn.cork(true);
+        let written = self.session.write_response_header(head).await;
+        self.conn.cork(false);
+        written.map_err(|error| Self::lost(&error))?;
+        if end { self.last(first).await } else { self.write(first).await }
+    }
+
+    /// Sends more of the body.
+    pub async fn write(&mut self, piece: Bytes) -> Result<(), Lost> {
+        self.sent_bytes += piece.len() as u64;
+        self.session.write_response_body(piece, false).await.map_err(|error| Self::lost(&error))
+    }
+
+    /// Sends the rest of the body (may be empty) and ends it.
+    pub async fn last(&mut self, piece: Bytes) -> Result<(), Lost> {
+        self.sent_bytes += piece.len() as u64;
+        self.conn.cork(true);
+        let written = self.session.write_response_body(piece, self.is_http2()).await;
+        self.conn.cork(false);
+        written.map_err(|error| Self::lost(&error))?;
+        if !self.is_http2() {
+            self.session.finish_body().await.map_err(|error| Self::lost(&error))?;
+        }
+        self.ended = true;
+        Ok(())
+    }
+
+    /// Breaks the answer off so that the client sees that it is not whole.
+    pub async fn cut(&mut self) {
+        self.ended = true;
+        self.close_after();
+        self.session.shutdown().await;
+    }
+
+    fn lost(error: &pingora::Error) -> Lost {
+        if *error.etype() == ErrorType::WriteTimedout { Lost::Stalled } else { Lost::Gone }
+    }
+
+    /// Answers with a fault of the gate. Only before [`Client::begin`].
+    pub async fn refuse(&mut self, fault: &Fault, shape: Shape, request_id: &str) -> Result<(), Lost> {
+        let row = fault.row();
+        let body = fault.body(shape);
+        if row.close {
+            self.close_after();
+        }
+        let head = Self::fault_head(fault, body.len(), request_id).map_err(|error| Self::lost(&error))?;
+        self.begin(head, body, true).await
+    }
+
+    fn fault_head(fault: &Fault, body_bytes: usize, request_id: &str) -> pingora::Result<Box<ResponseHeader>> {
+        let row = fault.row();
+        let status = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut head = ResponseHeader::build_no_case(status, Some(6))?;
+        head.insert_header(header::CONTENT_TYPE, "application/json")?;
+        head.insert_header(header::CONTENT_LENGTH, body_bytes)?;
+        head.insert_header("x-request-id", request_id)?;
+        if let Some(reason) = row.reason {
+            head.insert_header("x-tidegate-reason", reason)?;
+        }
+        if let Some(seconds) = row.retry_after_s {
+            head.insert_header(header::RETRY_AFTER, seconds)?;
+        }
+        if let Fault::MethodNotAllowed(allow) = fault {
+            head.insert_header(header::ALLOW, *allow)?;
+        }
+        if row.close {
+            head.insert_header(header::CONNECTION, "close")?;
+        }
+        Ok(Box::new(head))
+    }
+
+    /// Answers with a body of the gate's own.
+    pub async fn answer(&mut self, status: StatusCode, fields: HeaderMap, body: Bytes) -> Result<(), Lost> {
+        let frame = super::headers::Frame::Length(body.len() as u64);
+        let head =
+            super::headers::to_client(status, fields, frame, self.is_http11()).map_err(|error| Self::lost(&error))?;
+        self.begin(head, body, true).await
+    }
+
+    /// Gives the session back at the end of the request.
+    pub fn into_session(self) -> ServerSession {
+        self.session
+    }
+}

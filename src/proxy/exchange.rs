@@ -1,0 +1,290 @@
+//! One request from head to log line: check, route, answer or balance, and account for it exactly once.
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+
+use super::client::{Client, Lost};
+use super::frame;
+use super::gate::{Gate, Phase};
+use super::guards::Ticket;
+use super::reply::Fault;
+use super::rules::Rules;
+use crate::api::{Api, Route, Shape, Usage, route};
+use crate::base::{ModelName, Mono, PodId, RequestId, Rng, Tokens};
+use crate::observe::{AccessRecord, Cause, Held, InFlight, Stage, TokenKind, printable_id};
+use crate::runtime::{now, unix_ms};
+
+/// How a request ended, if not with a good answer.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The gate says why there is no answer.
+    Fault(Fault),
+    /// The client left.
+    Lost(Lost),
+}
+
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<Lost> for End {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+/// What the access line will tell.
+#[derive(Debug)]
+pub(super) struct Note {
+    pub(super) request_id: RequestId,
+    pub(super) started: Mono,
+    pub(super) route: &'static str,
+    pub(super) api: Option<Api>,
+    pub(super) model: Option<ModelName>,
+    pub(super) cause: Option<Cause>,
+    pub(super) reason: Option<&'static str>,
+    pub(super) pod: Option<PodId>,
+    pub(super) attempts: u32,
+    pub(super) committed: bool,
+    pub(super) is_stream: bool,
+    pub(super) mode: Option<&'static str>,
+    pub(super) bytes_in: u64,
+    pub(super) usage: Option<Usage>,
+    pub(super) hit: Tokens,
+    pub(super) events: u64,
+    pub(super) first_at: Option<Mono>,
+    pub(super) plan_us: Option<u64>,
+}
+
+/// One request on its way.
+pub(super) struct Exchange {
+    pub(super) gate: Arc<Gate>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) client: Client,
+    pub(super) note: Note,
+    pub(super) in_flight: InFlight,
+    pub(super) rng: Rng,
+    pub(super) peer: IpAddr,
+    pub(super) is_trusted: bool,
+    pub(super) body_held: Option<Held>,
+    pub(super) ticket: Option<Ticket>,
+    pub(super) shown: Option<HeaderValue>,
+}
+
+impl Exchange {
+    pub(super) fn new(gate: Arc<Gate>, rules: Arc<Rules>, client: Client) -> Self {
+        let started = client.conn.head_started().unwrap_or_else(now);
+        let mut rng = Rng::new(gate.draw());
+        let request_id = client
+            .head()
+            .headers
+            .get("x-request-id")
+            .and_then(|id| printable_id(id.as_bytes()))
+            .map_or_else(|| made_id(&mut rng), RequestId::from);
+        let peer = client.conn.peer.ip().to_canonical();
+        Self {
+            is_trusted: rules.is_trusted(peer),
+            in_flight: gate.metrics.request(),
+            note: Note::new(request_id, started),
+            gate,
+            rules,
+            client,
+            rng,
+            peer,
+            body_held: None,
+            ticket: None,
+            shown: None,
+        }
+    }
+
+    /// Answers a request whose head never became one.
+    pub(super) async fn refuse_head(gate: &Arc<Gate>, mut client: Client, fault: Fault) {
+        let started = client.conn.head_started().unwrap_or_else(now);
+        let request_id = made_id(&mut Rng::new(gate.draw()));
+        let row = fault.row();
+        if let Fault::Lint(violation) = &fault {
+            gate.metrics.framing_rejected.inc(violation.as_str());
+        }
+        client.close_after();
+        let status = client.refuse(&fault, Shape::OpenAi, &request_id).await.ok().map(|()| row.status);
+        client.cut().await;
+        gate.metrics.finish(gate.metrics.other(), None, status.unwrap_or(0), row.cause);
+        (gate.log)(&AccessRecord {
+            status,
+            e2e_us: micros(started, now()),
+            bytes_out: client.sent_bytes(),
+            ..AccessRecord::new(unix_ms(), &request_id, "", "unknown", row.cause)
+        });
+    }
+
+    /// Serves the request to its end.
+    pub(super) async fn run(&mut self) {
+        let end = self.serve().await;
+        if let Err(end) = end {
+            self.ended(end).await;
+        }
+        self.gate.at(Phase::Settle);
+    }
+
+    async fn serve(&mut self) -> Result<(), End> {
+        let raw = self.client.raw_head();
+        if let Err(rule) = frame::check(self.client.head(), raw.as_deref()) {
+            self.gate.metrics.framing_rejected.inc(rule.as_str());
+            return Err(Fault::Frame(rule).into());
+        }
+        self.gate.at(Phase::Head);
+        self.client.ignore_upgrade();
+        self.gate.metrics.stage(Stage::Head, now().since(self.note.started));
+        let head = self.client.head();
+        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        match route(&method, &path, &self.rules.paths) {
+            Route::Balanced(api) => {
+                self.note.api = Some(api);
+                self.note.route = api.name();
+                self.balanced(Some(api)).await
+            }
+            Route::Allowed => {
+                self.note.route = "allowed";
+                self.balanced(None).await
+            }
+            Route::Models => self.models().await,
+            Route::ResponseById { id, .. } => self.response_by_id(id).await,
+            Route::Health | Route::Ping => self.alive().await,
+            Route::Version => self.version().await,
+            Route::Preflight => self.preflight().await,
+            Route::Refused => Err(Fault::RouteRefused.into()),
+            Route::MethodNotAllowed { allow } => Err(Fault::MethodNotAllowed(allow).into()),
+            Route::Unknown => Err(Fault::UnknownRoute.into()),
+        }
+    }
+
+    /// Tells the client, as far as it can still be told.
+    async fn ended(&mut self, end: End) {
+        match end {
+            End::Lost(lost) => {
+                self.note.cause = Some(if lost == Lost::Stalled { Cause::ClientStalled } else { Cause::ClientGone });
+                self.client.cut().await;
+            }
+            End::Fault(fault) => {
+                let row = fault.row();
+                self.note.cause.get_or_insert(row.cause);
+                self.note.reason = self.note.reason.or(row.reason);
+                if let Some(reason) = row.reason {
+                    self.gate.metrics.refused.inc(reason);
+                }
+                if self.client.status().is_some() {
+                    self.client.cut().await;
+                } else if self.client.refuse(&fault, self.shape(), &self.note.request_id).await.is_err() {
+                    self.client.cut().await;
+                }
+            }
+        }
+    }
+
+    /// A phase panicked: that costs this request only.
+    pub(super) async fn panicked(&mut self) {
+        self.gate.metrics.panics.inc(self.note.route);
+        self.note.cause = Some(Cause::GatePanic);
+        if !self.client.is_ended() {
+            self.ended(End::Fault(Fault::Panic)).await;
+        }
+        self.client.close_after();
+    }
+
+    /// Shape of errors on this route.
+    pub(super) fn shape(&self) -> Shape {
+        self.note.api.map_or(Shape::OpenAi, Api::shape)
+    }
+
+    /// Books the outcome, writes the one access line, and gives the client back.
+    pub(super) fn finish(self) -> Client {
+        let Self { gate, client, note, in_flight, .. } = self;
+        let end = now();
+        let cause = note.cause.unwrap_or(Cause::GateFault);
+        let model = in_flight.model();
+        model.e2e.observe(end.since(note.started));
+        if let Some(first_at) = note.first_at
+            && note.api.is_some_and(Api::generates)
+        {
+            model.ttft.observe(first_at.since(note.started));
+        }
+        if let Some(usage) = note.usage {
+            model.add_tokens(TokenKind::Prompt, usage.prompt_tokens);
+            model.add_tokens(TokenKind::Completion, usage.completion_tokens);
+            model.add_tokens(TokenKind::Cached, usage.cached_tokens.unwrap_or(0));
+        }
+        gate.metrics.finish(model, note.pod, client.status().unwrap_or(0), cause);
+        let head = client.head();
+        (gate.log)(&AccessRecord {
+            http: if client.is_http2() { "2" } else { "1.1" },
+            model: note.model.as_deref(),
+            status: client.status(),
+            reason: note.reason,
+            pod: note.pod,
+            attempts: note.attempts,
+            committed: note.committed,
+            stream: note.is_stream,
+            mode: note.mode,
+            bytes_in: note.bytes_in,
+            bytes_out: client.sent_bytes(),
+            prompt_tokens: note.usage.map(|usage| usage.prompt_tokens),
+            completion_tokens: note.usage.map(|usage| usage.completion_tokens),
+            cached_tokens: note.usage.and_then(|usage| usage.cached_tokens),
+            hit_estimate_tokens: note.plan_us.map(|_| note.hit.0),
+            events: note.events,
+            ttft_us: note.first_at.map(|first| micros(note.started, first)),
+            e2e_us: micros(note.started, end),
+            plan_us: note.plan_us,
+            ..AccessRecord::new(unix_ms(), &note.request_id, head.method.as_str(), note.route, cause)
+        });
+        client
+    }
+
+    /// Answers with JSON of the gate's own.
+    pub(super) async fn json(&mut self, route: &'static str, body: Bytes) -> Result<(), End> {
+        self.note.route = route;
+        self.note.cause = Some(Cause::Local);
+        let mut fields = HeaderMap::with_capacity(2);
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.client.answer(http::StatusCode::OK, fields, body).await?;
+        Ok(())
+    }
+}
+
+impl Note {
+    const fn new(request_id: RequestId, started: Mono) -> Self {
+        Self {
+            request_id,
+            started,
+            route: "unknown",
+            api: None,
+            model: None,
+            cause: None,
+            reason: None,
+            pod: None,
+            attempts: 0,
+            committed: false,
+            is_stream: false,
+            mode: None,
+            bytes_in: 0,
+            usage: None,
+            hit: Tokens(0),
+            events: 0,
+            first_at: None,
+            plan_us: None,
+        }
+    }
+}
+
+fn micros(from: Mono, to: Mono) -> u64 {
+    to.0.saturating_sub(from.0)
+}
+
+/// A request id of 32 hexadecimal digits.
+fn made_id(rng: &mut Rng) -> RequestId {
+    format!("{:016x}{:016x}", rng.bits(), rng.bits()).into()
+}

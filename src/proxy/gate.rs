@@ -1,0 +1,300 @@
+//! The gate as Pingora's HTTP server sees it: one call per request on a connection.
+//!
+//! Reads the head under an absolute deadline, runs the exchange so that a panic costs that request only, and hands the
+//! connection back for the next one.
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::ErrorType;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::server::ShutdownWatch;
+
+use super::affinity::Affinity;
+use super::client::Client;
+use super::exchange::Exchange;
+use super::guard::{Conn, conn_of};
+use super::guards::Guards;
+use super::reply::Fault;
+use super::rules::Rules;
+use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
+use crate::pods::Table;
+use crate::prefix::Index;
+use crate::runtime::now;
+use crate::scheduling::Profile;
+
+const H2_IDLE: Duration = Duration::from_mins(5);
+
+/// Where a request is; the hook of fault tests is called with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Head read.
+    Head,
+    /// Body read.
+    Body,
+    /// Before the pod is chosen.
+    Plan,
+    /// Pod chosen, nothing sent.
+    Dispatch,
+    /// Before the first byte goes to the client.
+    Commit,
+    /// After it.
+    Stream,
+    /// After the answer.
+    Settle,
+}
+
+/// Called at each phase of each request; a test may panic in it.
+pub type Hook = Box<dyn Fn(Phase) + Send + Sync>;
+
+/// All that the data path works with.
+pub struct Gate {
+    /// The pods.
+    pub table: Arc<Table>,
+    /// Which pod has which prefix.
+    pub index: Arc<Index>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Last decisions.
+    pub explain: Arc<ExplainRing>,
+    /// Least in flight, no index.
+    pub safe_mode: Arc<AtomicBool>,
+    /// Takes access lines.
+    pub log: Box<dyn Fn(&AccessRecord<'_>) + Send + Sync>,
+    /// Which pod made which response.
+    pub affinity: Affinity,
+    /// Bounds, budgets and guards of flow.
+    pub guards: Arc<Guards>,
+    /// Secret of prefix hashes.
+    pub prefix_secret: u64,
+    /// Fault injection.
+    pub hook: Option<Hook>,
+    rules: ArcSwap<Rules>,
+    profile: ArcSwap<Profile>,
+    credential: Mutex<Option<Arc<Secret>>>,
+    drawn: AtomicU64,
+}
+
+/// Parts of a [`Gate`].
+pub struct Parts {
+    /// See [`Gate::table`].
+    pub table: Arc<Table>,
+    /// See [`Gate::index`].
+    pub index: Arc<Index>,
+    /// See [`Gate::metrics`].
+    pub metrics: Arc<Metrics>,
+    /// See [`Gate::explain`].
+    pub explain: Arc<ExplainRing>,
+    /// See [`Gate::safe_mode`].
+    pub safe_mode: Arc<AtomicBool>,
+    /// See [`Gate::log`].
+    pub log: Box<dyn Fn(&AccessRecord<'_>) + Send + Sync>,
+    /// See [`Gate::hook`].
+    pub hook: Option<Hook>,
+    /// How requests are placed.
+    pub profile: Profile,
+    /// What the data path goes by.
+    pub rules: Rules,
+    /// Seed of request ids, tie-breaks and prefix hashes. Must be unpredictable in production.
+    pub seed: u64,
+}
+
+impl Gate {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { table, index, metrics, explain, safe_mode, log, hook, profile, rules, seed } = parts;
+        Arc::new(Self {
+            table,
+            index,
+            metrics,
+            explain,
+            safe_mode,
+            log,
+            affinity: Affinity::default(),
+            guards: Arc::new(Guards::new(&rules)),
+            prefix_secret: seed.rotate_left(17) ^ 0x51_7C_C1_B7_27_22_0A_95,
+            hook,
+            rules: ArcSwap::from_pointee(rules),
+            profile: ArcSwap::from_pointee(profile),
+            credential: Mutex::new(None),
+            drawn: AtomicU64::new(seed),
+        })
+    }
+
+    /// The rules now.
+    pub fn rules(&self) -> Arc<Rules> {
+        self.rules.load_full()
+    }
+
+    /// Replaces the rules for requests that come.
+    pub fn set_rules(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+    }
+
+    /// The profile now.
+    pub fn profile(&self) -> Arc<Profile> {
+        self.profile.load_full()
+    }
+
+    /// Replaces the profile for requests that come.
+    pub fn set_profile(&self, profile: Profile) {
+        self.profile.store(Arc::new(profile));
+    }
+
+    /// The credential for pods, if one is configured.
+    pub fn credential(&self) -> Option<Arc<Secret>> {
+        self.credential.lock().clone()
+    }
+
+    /// Sets or clears the credential for pods.
+    pub fn set_credential(&self, credential: Option<Secret>) {
+        *self.credential.lock() = credential.map(Arc::new);
+    }
+
+    /// A seed that was not given before.
+    pub fn draw(&self) -> u64 {
+        crate::base::Rng::new(self.drawn.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed)).bits()
+    }
+
+    /// Tells a fault test where a request is.
+    pub fn at(&self, phase: Phase) {
+        if let Some(hook) = &self.hook {
+            hook(phase);
+        }
+    }
+}
+
+/// The gate on one kind of listener.
+#[derive(Clone)]
+pub struct GateApp {
+    /// What is shared by all listeners and workers.
+    pub gate: Arc<Gate>,
+    options: HttpServerOptions,
+}
+
+impl GateApp {
+    /// The gate on an HTTP/1.1 listener.
+    pub fn new(gate: Arc<Gate>) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(H2_IDLE);
+        Self { gate, options }
+    }
+
+    /// The same for connections that begin with the HTTP/2 preface.
+    #[must_use]
+    pub fn with_h2c(mut self) -> Self {
+        self.options.h2c = true;
+        self
+    }
+}
+
+#[async_trait]
+impl HttpServerApp for GateApp {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let conn = conn_of(&session)?;
+        let rules = self.gate.rules();
+        match read_head(&mut session, &conn, &rules, shutdown).await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(fault) => {
+                let client = Client::new(session, conn, rules.write_timeout);
+                Exchange::refuse_head(&self.gate, client, fault).await;
+                return None;
+            }
+        }
+        if *shutdown.borrow() {
+            session.set_keepalive(None);
+        }
+        let client = Client::new(session, Arc::clone(&conn), rules.write_timeout);
+        let mut exchange = Exchange::new(Arc::clone(&self.gate), rules, client);
+        if catch(exchange.run()).await.is_err() {
+            exchange.panicked().await;
+        }
+        let client = exchange.finish();
+        if !client.is_ended() {
+            return None;
+        }
+        let session = client.into_session();
+        let persistent = HttpPersistentSettings::for_session(&session);
+        conn.expect_head();
+        let reusable = session.finish().await.ok().flatten()?;
+        Some(ReusedHttpStream::from_reusable_stream(reusable, persistent))
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        Some(default_h2_options())
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
+
+/// Reads a head. `Ok(false)`: the connection ended or was idle too long, nothing to answer.
+async fn read_head(
+    session: &mut ServerSession,
+    conn: &Conn,
+    rules: &Rules,
+    shutdown: &ShutdownWatch,
+) -> Result<bool, Fault> {
+    if session.is_http2() {
+        return Ok(true);
+    }
+    let mut shutdown = shutdown.clone();
+    let waits_from = now();
+    let read = {
+        let mut read = pin!(session.read_request());
+        let mut alarm = pin!(tokio::time::sleep(rules.head_timeout));
+        loop {
+            tokio::select! {
+                biased;
+                read = &mut read => break read,
+                () = &mut alarm => match conn.head_started() {
+                    Some(started) => {
+                        let until = started.after(rules.head_timeout);
+                        if until <= now() {
+                            return Err(Fault::HeadTimeout);
+                        }
+                        let left = until.since(now());
+                        alarm.set(tokio::time::sleep(left));
+                    }
+                    None if now().since(waits_from) >= rules.idle_timeout => return Ok(false),
+                    None => alarm.set(tokio::time::sleep(rules.head_timeout.min(Duration::from_secs(1)))),
+                },
+                _ = shutdown.wait_for(|stops| *stops), if conn.head_started().is_none() => return Ok(false),
+            }
+        }
+    };
+    if let Some(violation) = conn.violation() {
+        return Err(Fault::Lint(violation));
+    }
+    match read {
+        Ok(has_request) => Ok(has_request),
+        Err(error) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Fault::BadHttp),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Runs a future; a panic in it becomes an error.
+async fn catch<F: Future>(future: F) -> Result<F::Output, ()> {
+    let mut future = pin!(future);
+    std::future::poll_fn(move |cx| match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(_) => Poll::Ready(Err(())),
+    })
+    .await
+}

@@ -1,0 +1,259 @@
+//! The stream that Pingora reads a client through: lints heads, times them, joins small writes.
+//!
+//! Pingora runs no filter before a request head is complete, has a read timeout per read only, and writes a response
+//! head and the first body bytes in two system calls. All three are mended below it, in the stream. What the gate needs
+//! to know of the connection travels with it as [`Conn`].
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes, BytesMut};
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::floods::FrameMeter;
+use super::lint::{HeadLimits, HeadLint, Violation};
+use crate::base::Mono;
+use crate::runtime::now;
+
+/// Joined writes are sent at the latest when this many bytes wait.
+const JOIN_BYTES_MAX: usize = 16 * 1024;
+
+/// What the gate knows of a client connection; shared between the stream and the requests on it.
+#[derive(Debug)]
+pub struct Conn {
+    /// The client's address.
+    pub peer: SocketAddr,
+    head_started: AtomicU64,
+    violation: AtomicU8,
+    next_head: AtomicBool,
+    corked: AtomicBool,
+}
+
+impl Conn {
+    /// When the first byte of the current head arrived; `None` while the connection is idle.
+    pub fn head_started(&self) -> Option<Mono> {
+        Some(Mono(self.head_started.load(Relaxed))).filter(|at| *at != Mono::ZERO)
+    }
+
+    /// Why the head was refused, if it was.
+    pub fn violation(&self) -> Option<Violation> {
+        Violation::from_u8(self.violation.load(Relaxed))
+    }
+
+    /// The bytes that come next are a new head.
+    pub fn expect_head(&self) {
+        self.head_started.store(0, Relaxed);
+        self.next_head.store(true, Relaxed);
+    }
+
+    /// While corked, writes are joined and not sent.
+    pub fn cork(&self, corked: bool) {
+        self.corked.store(corked, Relaxed);
+    }
+}
+
+/// How the bytes of a connection are watched.
+enum Watch {
+    Http1(HeadLint),
+    Http2(FrameMeter),
+}
+
+/// A client's socket with the guards of this module around it.
+pub struct GuardedStream {
+    io: TcpStream,
+    /// Bytes read while finding out the protocol, given out again first.
+    replay: Bytes,
+    joined: BytesMut,
+    watch: Watch,
+    conn: Arc<Conn>,
+    digest: Arc<ProxyDigest>,
+    socket: Arc<SocketDigest>,
+}
+
+impl GuardedStream {
+    /// Guards `io`; `replay` are bytes that were read from it already.
+    pub fn new(io: TcpStream, peer: SocketAddr, replay: Bytes, is_http2: bool, limits: HeadLimits) -> io::Result<Self> {
+        let conn = Arc::new(Conn {
+            peer,
+            head_started: AtomicU64::new(0),
+            violation: AtomicU8::new(0),
+            next_head: AtomicBool::new(false),
+            corked: AtomicBool::new(false),
+        });
+        let carrier = ResponseHeader::build(StatusCode::OK, Some(0)).map_err(io::Error::other)?;
+        let digest = Arc::new(ProxyDigest::new(Box::new(carrier), Some(Box::new(Arc::clone(&conn)))));
+        let socket = Arc::new(SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(&io)));
+        let watch = if is_http2 { Watch::Http2(FrameMeter::default()) } else { Watch::Http1(HeadLint::new(limits)) };
+        Ok(Self { io, replay, joined: BytesMut::new(), watch, conn, digest, socket })
+    }
+
+    fn look(&mut self, chunk: &[u8]) -> io::Result<()> {
+        match &mut self.watch {
+            Watch::Http1(lint) => {
+                if self.conn.next_head.load(Relaxed) {
+                    self.conn.next_head.store(false, Relaxed);
+                    lint.reset();
+                }
+                if lint.is_fresh() {
+                    self.conn.head_started.store(now().0.max(1), Relaxed);
+                }
+                lint.feed(chunk).map_err(|violation| {
+                    self.conn.violation.store(violation as u8, Relaxed);
+                    io::Error::new(io::ErrorKind::InvalidData, violation.as_str())
+                })
+            }
+            Watch::Http2(meter) => {
+                meter.feed(now(), chunk).map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))
+            }
+        }
+    }
+
+    fn poll_send_joined(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.joined.is_empty() {
+            let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.joined))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.joined.advance(sent);
+        }
+        if self.joined.capacity() > JOIN_BYTES_MAX {
+            self.joined = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for GuardedStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if this.replay.is_empty() {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        } else {
+            let given = this.replay.len().min(buf.remaining());
+            buf.put_slice(&this.replay.split_to(given));
+        }
+        let chunk = buf.filled().get(before..).unwrap_or_default();
+        if chunk.is_empty() { Poll::Ready(Ok(())) } else { Poll::Ready(this.look(chunk)) }
+    }
+}
+
+impl AsyncWrite for GuardedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.joined.len() + data.len() > JOIN_BYTES_MAX {
+            ready!(this.poll_send_joined(cx))?;
+            if data.len() >= JOIN_BYTES_MAX {
+                return Pin::new(&mut this.io).poll_write(cx, data);
+            }
+        }
+        this.joined.extend_from_slice(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let mut taken = 0;
+        for slice in slices.iter().filter(|slice| !slice.is_empty()) {
+            match Pin::new(&mut *this).poll_write(cx, slice) {
+                Poll::Ready(Ok(written)) => {
+                    taken += written;
+                    if written < slice.len() {
+                        break;
+                    }
+                }
+                other if taken == 0 => return other,
+                Poll::Ready(Err(_)) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.conn.corked.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_send_joined(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send_joined(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl fmt::Debug for GuardedStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuardedStream").field("peer", &self.conn.peer).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Shutdown for GuardedStream {
+    async fn shutdown(&mut self) {
+        if let Err(error) = tokio::io::AsyncWriteExt::shutdown(self).await {
+            tracing::trace!(%error, "client connection was gone at shutdown");
+        }
+    }
+}
+
+#[async_trait]
+impl Peek for GuardedStream {
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        let Some((ahead, into)) = self.replay.get(..buf.len()).zip(Some(buf)) else { return Ok(false) };
+        into.copy_from_slice(ahead);
+        Ok(true)
+    }
+}
+
+impl UniqueID for GuardedStream {
+    fn id(&self) -> i32 {
+        std::os::fd::AsRawFd::as_raw_fd(&self.io)
+    }
+}
+
+impl Ssl for GuardedStream {}
+
+impl GetTimingDigest for GuardedStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for GuardedStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+}
+
+impl GetSocketDigest for GuardedStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.socket))
+    }
+}
+
+/// The connection that a Pingora session runs on.
+pub fn conn_of(session: &pingora::protocols::http::ServerSession) -> Option<Arc<Conn>> {
+    let digest = session.digest()?.proxy_digest.as_ref()?;
+    digest.user_data.as_ref()?.downcast_ref::<Arc<Conn>>().cloned()
+}

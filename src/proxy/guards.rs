@@ -1,0 +1,110 @@
+//! The bounds of `flow` behind locks: admission, retry budgets, poison. Each is a pure machine; here it meets the clock.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::rules::Rules;
+use crate::base::{ModelName, Mono, PodId};
+use crate::flow::{
+    Arrival, BodyKey, Budgets, Effect, Event, Gate as Admission, GateSettings, PoisonGuard, Refusal, RetrySettings,
+    Setback, TicketId, Verdict, may_retry,
+};
+
+/// What must be asked before, and told after, every attempt.
+#[derive(Debug)]
+pub struct Guards {
+    admission: Mutex<Admission>,
+    retry: Mutex<Budgets>,
+    poison: Mutex<PoisonGuard>,
+    quarantined: AtomicU64,
+    tickets: AtomicU64,
+}
+
+impl Guards {
+    /// Fresh guards.
+    pub fn new(rules: &Rules) -> Self {
+        let settings = RetrySettings {
+            attempts_max: rules.attempts_max,
+            retry_delivered: rules.retries_delivered,
+            ..RetrySettings::default()
+        };
+        let bounds = GateSettings { body_bytes_held_max: rules.memory_bytes_max, ..GateSettings::default() };
+        Self {
+            admission: Mutex::new(Admission::new(bounds)),
+            retry: Mutex::new(Budgets::new(settings)),
+            poison: Mutex::default(),
+            quarantined: AtomicU64::new(0),
+            tickets: AtomicU64::new(1),
+        }
+    }
+
+    /// Asks for admission. The ticket gives everything back when it is dropped.
+    pub fn admit(self: &Arc<Self>, now: Mono, arrival: impl FnOnce(TicketId) -> Arrival) -> Result<Ticket, Refusal> {
+        let id = TicketId(self.tickets.fetch_add(1, Relaxed));
+        let arrival = arrival(id);
+        let model = ModelName::clone(&arrival.model);
+        let effects = self.admission.lock().on(now, Event::Arrived(arrival));
+        for effect in effects {
+            if let Effect::Refuse(refused, refusal) = effect
+                && refused == id
+            {
+                return Err(refusal);
+            }
+        }
+        self.retry.lock().of(&model).arrived();
+        Ok(Ticket { guards: Arc::clone(self), id, model })
+    }
+
+    /// Whether a body is in quarantine. `key` is only computed when anything is.
+    pub fn poisoned(&self, now: Mono, key: impl FnOnce() -> BodyKey) -> Option<Refusal> {
+        if self.quarantined.load(Relaxed) == 0 {
+            return None;
+        }
+        self.poison.lock().check(now, &key())
+    }
+
+    /// A connection broke under a request.
+    pub fn broke(&self, now: Mono, pod: PodId, started: Mono, body: BodyKey) {
+        self.poison.lock().broke(now, pod, started, body);
+    }
+
+    /// A pod refused a connection or restarted.
+    pub fn died(&self, now: Mono, pod: PodId) {
+        let mut poison = self.poison.lock();
+        poison.died(now, pod);
+        self.quarantined.store(poison.quarantined() as u64, Relaxed);
+    }
+
+    /// Whether a failed request may go to another pod.
+    pub fn may_retry(&self, now: Mono, model: &ModelName, setback: &Setback) -> Verdict {
+        may_retry(now, setback, self.retry.lock().of(model))
+    }
+
+    /// A pod answered.
+    pub fn answered(&self, now: Mono, model: &ModelName, pod: PodId) {
+        self.retry.lock().of(model).answered(pod, now);
+    }
+}
+
+/// An admitted request.
+#[derive(Debug)]
+pub struct Ticket {
+    guards: Arc<Guards>,
+    id: TicketId,
+    model: ModelName,
+}
+
+impl Ticket {
+    /// The answer is committed: the body is no longer held.
+    pub fn committed(&self, now: Mono) {
+        drop(self.guards.admission.lock().on(now, Event::Committed(self.id)));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        drop(self.guards.admission.lock().on(crate::runtime::now(), Event::Released(self.id)));
+        self.guards.retry.lock().of(&self.model).ended();
+    }
+}

@@ -1,0 +1,348 @@
+//! Header fields on their way through: what pods get, what clients get back.
+//!
+//! Towards pods the head is written fresh: hop-by-hop fields and those nominated by `Connection` go (RFC 9110 section
+//! 7.6.1), framing and identity fields are the gate's own and set last, routing fields of any stack go, names with
+//! underscores go because servers disagree on them. Pure.
+use std::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use pingora::http::ResponseHeader;
+
+/// What a request head towards a pod is made of.
+pub struct ToPod<'a> {
+    /// Method of the call.
+    pub method: &'a Method,
+    /// Path and query.
+    pub target: &'a str,
+    /// `Host` of the pod.
+    pub authority: &'a str,
+    /// The client's fields.
+    pub fields: &'a HeaderMap,
+    /// Length of the body; `None` for a call without one.
+    pub body_bytes: Option<usize>,
+    /// Name of the request.
+    pub request_id: &'a str,
+    /// The hop before the gate.
+    pub client: IpAddr,
+    /// The hop before the gate is a trusted proxy: its forwarding fields are kept and extended.
+    pub is_trusted: bool,
+    /// Replaces the client's `Authorization`.
+    pub credential: Option<&'a str>,
+    /// Data-parallel rank to address.
+    pub rank: Option<u32>,
+    /// `traceparent` of the call.
+    pub traceparent: Option<&'a str>,
+}
+
+/// Fields dropped for a reason worth counting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Names with an underscore.
+    pub underscore: u32,
+    /// Routing fields of this gate or another stack.
+    pub routing: u32,
+}
+
+/// Writes the head of a call to a pod into `out`.
+pub fn to_pod(out: &mut Vec<u8>, call: &ToPod<'_>) -> Dropped {
+    let mut dropped = Dropped::default();
+    for part in [call.method.as_str(), " ", call.target, " HTTP/1.1\r\nhost: ", call.authority, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    let nominated = Nominated::of(call.fields);
+    for (name, value) in call.fields {
+        match fate(name, call) {
+            Fate::Pass if nominated.has(name) => {}
+            Fate::Pass => line(out, name.as_str(), value.as_bytes()),
+            Fate::Drop => {}
+            Fate::Underscore => dropped.underscore += 1,
+            Fate::Routing => dropped.routing += 1,
+        }
+    }
+    forwarded(out, call);
+    line(out, "x-request-id", call.request_id.as_bytes());
+    if let Some(traceparent) = call.traceparent {
+        line(out, "traceparent", traceparent.as_bytes());
+    }
+    if let Some(credential) = call.credential {
+        out.extend_from_slice(b"authorization: Bearer ");
+        out.extend_from_slice(credential.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    if let Some(rank) = call.rank {
+        number(out, "x-data-parallel-rank", u64::from(rank));
+    }
+    if let Some(bytes) = call.body_bytes {
+        number(out, "content-length", bytes as u64);
+    }
+    out.extend_from_slice(b"\r\n");
+    dropped
+}
+
+enum Fate {
+    Pass,
+    Drop,
+    Underscore,
+    Routing,
+}
+
+fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
+    let name = name.as_str();
+    match name {
+        "authorization" if call.credential.is_some() => Fate::Drop,
+        "x-data-parallel-rank" if call.is_trusted && call.rank.is_none() => Fate::Pass,
+        "x-data-parallel-rank" | "target-pod" | "routing-strategy" => Fate::Routing,
+        // The gate scans answers, so it asks for them uncompressed. The rest it sets itself.
+        "accept-encoding" | "host" | "content-length" | "expect" | "x-request-id" | "traceparent" | "x-real-ip" => {
+            Fate::Drop
+        }
+        _ if is_hop_by_hop(name) => Fate::Drop,
+        _ if name.starts_with("x-forwarded-") || name == "forwarded" => {
+            if call.is_trusted && !matches!(name, "x-forwarded-for") { Fate::Pass } else { Fate::Drop }
+        }
+        _ if is_routing(name) => Fate::Routing,
+        _ if name.contains('_') => Fate::Underscore,
+        _ => Fate::Pass,
+    }
+}
+
+/// Fields that concern one connection only.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
+/// Fields by which this gate or another stack is told where to send a request (llm-d, Envoy's gateway extensions, SMG,
+/// AIBrix, Dynamo). From outside they are never obeyed and never passed on.
+fn is_routing(name: &str) -> bool {
+    const PREFIXES: [&str; 9] = [
+        "x-tidegate-",
+        "x-gateway-",
+        "x-prefiller-",
+        "x-prefill-",
+        "x-decode-",
+        "x-encoder-",
+        "x-envoy-",
+        "x-smg-",
+        "x-dynamo-",
+    ];
+    name.starts_with("x-") && PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Names listed in `Connection`.
+struct Nominated<'a>(Vec<&'a str>);
+
+impl<'a> Nominated<'a> {
+    fn of(fields: &'a HeaderMap) -> Self {
+        if !fields.contains_key(header::CONNECTION) {
+            return Self(Vec::new());
+        }
+        let lists = fields.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        Self(lists.flat_map(|list| list.split(',')).map(str::trim).filter(|name| !name.is_empty()).collect())
+    }
+
+    fn has(&self, name: &HeaderName) -> bool {
+        self.0.iter().any(|nominated| nominated.eq_ignore_ascii_case(name.as_str()))
+    }
+}
+
+fn forwarded(out: &mut Vec<u8>, call: &ToPod<'_>) {
+    out.extend_from_slice(b"x-forwarded-for: ");
+    if call.is_trusted {
+        for earlier in call.fields.get_all("x-forwarded-for") {
+            out.extend_from_slice(earlier.as_bytes());
+            out.extend_from_slice(b", ");
+        }
+    }
+    push_display(out, call.client);
+    out.extend_from_slice(b"\r\n");
+    if !(call.is_trusted && call.fields.contains_key("x-forwarded-proto")) {
+        line(out, "x-forwarded-proto", b"http");
+    }
+    if !(call.is_trusted && call.fields.contains_key("x-forwarded-host"))
+        && let Some(host) = call.fields.get(header::HOST)
+    {
+        line(out, "x-forwarded-host", host.as_bytes());
+    }
+}
+
+fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn number(out: &mut Vec<u8>, name: &str, number: u64) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    push_display(out, number);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn push_display(out: &mut Vec<u8>, value: impl std::fmt::Display) {
+    use std::io::Write as _;
+    // Writing into a vector does not fail.
+    if write!(out, "{value}").is_err() {
+        debug_assert!(false, "write to a vector failed");
+    }
+}
+
+/// How a response body is framed towards the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// `Content-Length`.
+    Length(u64),
+    /// Length unknown: chunked, or the HTTP version's own way.
+    Open,
+}
+
+/// The client's head from a pod's: same status and fields, hop-by-hop ones aside.
+pub fn to_client(
+    status: StatusCode,
+    fields: HeaderMap,
+    frame: Frame,
+    is_http11: bool,
+) -> pingora::Result<Box<ResponseHeader>> {
+    let mut head = ResponseHeader::build_no_case(status, Some(fields.len() + 4))?;
+    let mut last: Option<HeaderName> = None;
+    for (name, value) in fields {
+        if let Some(name) = name {
+            last = Some(name);
+        }
+        let Some(name) = last.clone() else { continue };
+        if !is_hop_by_hop(name.as_str())
+            && !matches!(name.as_str(), "content-length" | "x-request-id")
+            && !name.as_str().starts_with("x-tidegate-")
+        {
+            head.append_header(name, value)?;
+        }
+    }
+    match frame {
+        Frame::Length(bytes) => head.insert_header(header::CONTENT_LENGTH, bytes)?,
+        Frame::Open if is_http11 => {
+            head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?
+        }
+        Frame::Open => {}
+    }
+    Ok(Box::new(head))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn fields(list: &[(&str, &str)]) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        for (name, value) in list {
+            fields.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        fields
+    }
+
+    fn check(list: &[(&str, &str)], is_trusted: bool, credential: Option<&str>, expected: &str, dropped: Dropped) {
+        let fields = fields(list);
+        let mut out = Vec::new();
+        let seen = to_pod(
+            &mut out,
+            &ToPod {
+                method: &Method::POST,
+                target: "/v1?x=1",
+                authority: "pod:8000",
+                fields: &fields,
+                body_bytes: Some(5),
+                request_id: "r1",
+                client: IpAddr::from([10, 0, 0, 9]),
+                is_trusted,
+                credential,
+                rank: None,
+                traceparent: None,
+            },
+        );
+        assert_eq!(String::from_utf8(out).unwrap(), expected.replace('\n', "\r\n"));
+        assert_eq!(seen, dropped);
+    }
+
+    #[test]
+    fn framing_and_identity_are_ours() {
+        check(
+            &[
+                ("host", "gate"),
+                ("content-length", "99"),
+                ("authorization", "Bearer client"),
+                ("x-forwarded-for", "1.2.3.4"),
+                ("forwarded", "for=1.2.3.4"),
+                ("x-data-parallel-rank", "3"),
+                ("x-prefiller-host-port", "evil:1"),
+                ("bad_name", "x"),
+                ("accept-encoding", "gzip"),
+                ("x-request-id", "theirs"),
+                ("content-type", "application/json"),
+            ],
+            false,
+            None,
+            "POST /v1?x=1 HTTP/1.1\nhost: pod:8000\nauthorization: Bearer client\ncontent-type: application/json\nx-forwarded-for: 10.0.0.9\nx-forwarded-proto: http\nx-forwarded-host: gate\nx-request-id: r1\ncontent-length: 5\n\n",
+            Dropped { underscore: 1, routing: 2 },
+        );
+    }
+
+    #[test]
+    fn nominated_fields_go_and_the_pods_credential_stays() {
+        check(
+            &[
+                ("connection", "close, X-Secret , authorization"),
+                ("x-secret", "1"),
+                ("authorization", "Bearer client"),
+                ("te", "trailers"),
+            ],
+            false,
+            Some("pod-key"),
+            "POST /v1?x=1 HTTP/1.1\nhost: pod:8000\nx-forwarded-for: 10.0.0.9\nx-forwarded-proto: http\nx-request-id: r1\nauthorization: Bearer pod-key\ncontent-length: 5\n\n",
+            Dropped::default(),
+        );
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed() {
+        check(
+            &[
+                ("x-forwarded-for", "1.2.3.4"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "api"),
+                ("x-data-parallel-rank", "3"),
+            ],
+            true,
+            None,
+            "POST /v1?x=1 HTTP/1.1\nhost: pod:8000\nx-forwarded-proto: https\nx-forwarded-host: api\nx-data-parallel-rank: 3\nx-forwarded-for: 1.2.3.4, 10.0.0.9\nx-request-id: r1\ncontent-length: 5\n\n",
+            Dropped::default(),
+        );
+    }
+
+    #[test]
+    fn answers_keep_their_fields_but_not_the_hop() {
+        let answer = fields(&[
+            ("server", "uvicorn"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+            ("connection", "keep-alive"),
+            ("content-length", "7"),
+        ]);
+        let head = to_client(StatusCode::OK, answer, Frame::Open, true).unwrap();
+        assert_eq!(head.headers.get_all("set-cookie").iter().count(), 2);
+        assert_eq!(head.headers.get("transfer-encoding").unwrap(), "chunked");
+        assert!(head.headers.get("connection").is_none() && head.headers.get("content-length").is_none());
+    }
+}

@@ -1,0 +1,215 @@
+//! From a body to facts: read it under its bounds, look at its anatomy, strip what endangers pods, name the model, hash the
+//! prompt. What comes out is owned and can be sent as often as needed.
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header;
+
+use super::exchange::{End, Exchange};
+use super::gate::Phase;
+use super::reply::Fault;
+use crate::api::{Anatomy, Api, Edit, splice, strip_dangerous};
+use crate::base::{ModelName, PodId, Tokens};
+use crate::flow::{Arrival, BodyKey, Caller, Reason, Trust};
+use crate::observe::Stage;
+use crate::pods::Fleet;
+use crate::prefix::{Fingerprint, Seed};
+use crate::runtime::now;
+
+/// Bodies up to this size are taken even when memory is getting short.
+const SMALL_BODY_BYTES: u64 = 64 * 1024;
+
+/// What the gate knows of a request once its body is read.
+#[derive(Debug)]
+pub(super) struct Facts {
+    /// `None` for a route the gate does not understand.
+    pub(super) api: Option<Api>,
+    /// Model after aliases; empty if unknown, then any pod will do.
+    pub(super) model: ModelName,
+    pub(super) is_stream: bool,
+    pub(super) max_tokens: Option<Tokens>,
+    /// The body as it goes to pods.
+    pub(super) body: Bytes,
+    /// Prompt blocks; `None` where there is no prompt.
+    pub(super) prompt: Option<Fingerprint>,
+    /// The pod that must have it, if it is there.
+    pub(super) pinned: Option<PodId>,
+    pub(super) caller: Caller,
+}
+
+impl Facts {
+    /// A request that is passed on unread.
+    pub(super) fn opaque(body: Bytes, pinned: Option<PodId>) -> Self {
+        Self {
+            api: None,
+            model: "".into(),
+            is_stream: false,
+            max_tokens: None,
+            body,
+            prompt: None,
+            pinned,
+            caller: Caller::open(Trust::Open),
+        }
+    }
+
+    /// Name of the body for the poison guard.
+    pub(super) fn body_key(&self, secret: u64) -> BodyKey {
+        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&self.body, secret);
+        BodyKey { tenant: Arc::clone(&self.caller.tenant), hash }
+    }
+}
+
+impl Exchange {
+    /// Reads a JSON request and sends it to a pod that serves its model. Without an API the body is passed as it is.
+    pub(super) async fn balanced(&mut self, api: Option<Api>) -> Result<(), End> {
+        let body = self.read_body().await?;
+        self.gate.at(Phase::Body);
+        let facts = match api {
+            Some(api) => self.facts(api, &body)?,
+            None => self.facts_of_allowed(body),
+        };
+        if !facts.model.is_empty() {
+            self.note.model = Some(ModelName::clone(&facts.model));
+            self.in_flight.assign(self.gate.metrics.model(&facts.model));
+        }
+        self.note.is_stream = facts.is_stream;
+        let ticket = self.gate.guards.admit(now(), |ticket| Arrival {
+            ticket,
+            model: ModelName::clone(&facts.model),
+            caller: facts.caller.clone(),
+            body_bytes: facts.body.len() as u64,
+            prompt_tokens: Tokens(facts.body.len() as u64 / 4),
+            deadline: None,
+        });
+        let ticket = ticket.map_err(|refusal| match refusal.reason {
+            Reason::RequestPoisoned => Fault::Poisoned,
+            Reason::BodyTooLarge => Fault::BodyTooLarge(self.rules.memory_bytes_max),
+            reason => Fault::Full(reason.as_str()),
+        })?;
+        let key = || facts.body_key(self.gate.prefix_secret);
+        if self.gate.guards.poisoned(now(), key).is_some() {
+            return Err(Fault::Poisoned.into());
+        }
+        self.ticket = Some(ticket);
+        self.attempts(&facts).await
+    }
+
+    /// Reads the whole body.
+    pub(super) async fn read_body(&mut self) -> Result<Bytes, End> {
+        let started = now();
+        let fields = &self.client.head().headers;
+        let encodings = fields.get_all(header::CONTENT_ENCODING).iter();
+        if encodings.into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(Fault::ContentEncoding.into());
+        }
+        let bytes_max = self.rules.body_bytes_max;
+        if self.client.announced_body().is_some_and(|announced| announced > bytes_max) {
+            return Err(Fault::BodyTooLarge(bytes_max).into());
+        }
+        let (gate, memory_max) = (Arc::clone(&self.gate), self.rules.memory_bytes_max);
+        let mut held = gate.metrics.body_held.hold(0);
+        let grow = |more: u64| {
+            let after = gate.metrics.body_held.value() + more;
+            let stage = memory_stage(after, memory_max);
+            gate.metrics.memory_stage.set(stage);
+            if stage == 3 || (stage == 2 && held.amount() + more > SMALL_BODY_BYTES) {
+                return Err(Fault::Memory);
+            }
+            held.grow(more);
+            Ok(())
+        };
+        let rules = &self.rules;
+        let body = self.client.body(bytes_max, rules.body_timeout, rules.body_floor_bytes, grow).await?;
+        self.note.bytes_in = body.len() as u64;
+        self.body_held = Some(held);
+        self.gate.metrics.stage(Stage::Body, now().since(started));
+        Ok(body)
+    }
+
+    fn facts(&mut self, api: Api, body: &Bytes) -> Result<Facts, End> {
+        let started = now();
+        let anatomy = Anatomy::read(api, body).map_err(Fault::BadBody)?;
+        let read_at = now();
+        self.gate.metrics.stage(Stage::Anatomy, read_at.since(started));
+        let fleet = self.gate.table.fleet();
+        let asked = anatomy.model.as_deref();
+        let (model, rewritten) = self.model(asked, &fleet)?;
+        let mut edits: Vec<Edit<'_>> = strip_dangerous(&anatomy).to_vec();
+        for edit in &edits {
+            self.gate.metrics.stripped_members.inc(if edit.key.starts_with("kv") {
+                "kv_transfer_params"
+            } else {
+                "ec_transfer_params"
+            });
+        }
+        let name = rewritten.then(|| serde_json::Value::from(&*model).to_string());
+        if let Some(name) = &name {
+            edits.push(Edit { key: "model", value: Some(name.as_bytes()) });
+        }
+        let caller = Caller::open(if self.is_trusted { Trust::Trusted } else { Trust::Open });
+        let prompt = (api.prefills() && !self.gate.safe_mode.load(std::sync::atomic::Ordering::Relaxed)).then(|| {
+            let salt = anatomy.cache_salt.as_deref();
+            let seed = Seed { model: &model, salt, tenant: "", secret: self.gate.prefix_secret };
+            Fingerprint::of(api, &anatomy, &seed)
+        });
+        self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
+        Ok(Facts {
+            api: Some(api),
+            is_stream: anatomy.stream,
+            max_tokens: anatomy.max_tokens.map(Tokens),
+            pinned: anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id)),
+            body: splice(body, &anatomy, &edits),
+            model,
+            prompt,
+            caller,
+        })
+    }
+
+    /// A path the operator opened: any pod of the model, if the body is JSON and names one.
+    fn facts_of_allowed(&self, body: Bytes) -> Facts {
+        let asked = Anatomy::read(Api::Invocations, &body)
+            .ok()
+            .and_then(|anatomy| anatomy.model.map(std::borrow::Cow::into_owned));
+        let model = asked.and_then(|asked| self.model(Some(&asked), &self.gate.table.fleet()).ok());
+        let mut facts = Facts::opaque(body, None);
+        if let Some((model, false)) = model {
+            facts.model = model;
+        }
+        facts
+    }
+
+    /// The model a request is for, and whether the body must be told so.
+    fn model(&self, asked: Option<&str>, fleet: &Fleet) -> Result<(ModelName, bool), Fault> {
+        if fleet.pods.is_empty() {
+            return Err(Fault::NoPod("no_pods"));
+        }
+        let Some(asked) = asked else {
+            let mut known = fleet.by_model.keys();
+            return Ok(match (known.next(), known.next()) {
+                (Some(only), None) => (ModelName::clone(only), false),
+                _ => ("".into(), false),
+            });
+        };
+        let (real, rewritten) = match self.rules.aliases.get(asked) {
+            Some(real) => (&**real, true),
+            None => (asked, false),
+        };
+        if let Some((known, _)) = fleet.by_model.get_key_value(real) {
+            return Ok((ModelName::clone(known), rewritten));
+        }
+        if fleet.unknown.is_empty() {
+            return Err(Fault::UnknownModel(asked.to_owned()));
+        }
+        Ok((real.into(), rewritten))
+    }
+}
+
+/// 0: plenty; 1: shrink idle timers (80 %); 2: refuse large bodies (90 %); 3: refuse all (95 %).
+fn memory_stage(held: u64, max: u64) -> u64 {
+    match held.saturating_mul(100) / max.max(1) {
+        0..80 => 0,
+        80..90 => 1,
+        90..95 => 2,
+        _ => 3,
+    }
+}

@@ -1,0 +1,348 @@
+//! From a pod's answer to the client's: holds everything until the first real data, then passes bytes as they come.
+//!
+//! vLLM sends the head of a stream before the prefill, and some failures arrive as a 200 with an error event. So nothing
+//! goes to the client before the first data event that is neither a comment nor an error (of a plain answer: its first
+//! body byte); until then another pod can be tried. Afterwards every byte passes at once and unchanged.
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::attempt::{Cut, Failed, Kept, Trial, Tried, failure_of, watch};
+use super::client::Lost;
+use super::exchange::{End, Exchange};
+use super::gate::Phase;
+use super::headers::Frame;
+use super::intake::Facts;
+use super::reply::Fault;
+use super::upstream::{self, Framing, PodConn, PodFault, PodHead};
+use crate::api::sse::First;
+use crate::api::{Api, SseScan, Usage, response_id_of_body, usage_of_body};
+use crate::flow::Failure;
+use crate::observe::Cause;
+use crate::pods::Outcome;
+use crate::runtime::now;
+
+/// Held of a stream before its first data event; more commits it.
+const HELD_BYTES_MAX: usize = 256 * 1024;
+/// Kept of a refusal's body.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+/// Time for the rest of a refusal's body.
+const KEPT_WITHIN: Duration = Duration::from_secs(2);
+/// Time for the end of the framing after a stream's good ending.
+const TAIL_WITHIN: Duration = Duration::from_millis(20);
+/// Largest plain answer that is looked into for usage.
+const LOOKED_INTO_BYTES_MAX: usize = 4 << 20;
+
+/// How a relayed answer ended.
+enum Ended {
+    Good,
+    Broken(Fault),
+}
+
+impl Exchange {
+    /// Relays an answer whose head was read.
+    pub(super) async fn relay(
+        &mut self,
+        facts: &Facts,
+        head: PodHead,
+        mut conn: PodConn,
+        trial: &mut Trial<'_>,
+        alarm: Pin<&mut Sleep>,
+    ) -> Result<Tried, End> {
+        if let Some(failure) = failure_of(head.status) {
+            let fault = Fault::PodClosed;
+            let kept = keep(&mut conn, head, BytesMut::new()).await;
+            upstream::checkin(conn, now());
+            return Ok(Tried::Failed(Failed { failure, fault, kept }));
+        }
+        let is_sse = head.status.is_success()
+            && head
+                .headers
+                .get(header::CONTENT_TYPE)
+                .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        match facts.api {
+            Some(api) if is_sse => self.stream(facts, api, head, conn, trial, alarm).await,
+            _ => self.plain(facts, head, conn, trial, alarm).await,
+        }
+    }
+
+    /// Marks the point of no return.
+    fn commit(&mut self, trial: &mut Trial<'_>) {
+        self.gate.at(Phase::Commit);
+        trial.answered();
+        self.note.committed = true;
+        self.note.first_at = Some(now());
+        if let Some(ticket) = &self.ticket {
+            ticket.committed(now());
+        }
+        self.body_held = None;
+    }
+
+    /// An answer that is not an event stream.
+    async fn plain(
+        &mut self,
+        facts: &Facts,
+        head: PodHead,
+        mut conn: PodConn,
+        trial: &mut Trial<'_>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Tried, End> {
+        let status = head.status;
+        let frame = match head.framing {
+            Framing::Length(bytes) => Frame::Length(bytes),
+            Framing::Empty => Frame::Length(0),
+            Framing::Chunked | Framing::UntilClose => Frame::Open,
+        };
+        let first = match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
+            Ok(Ok(first)) => first.unwrap_or_default(),
+            Ok(Err(_)) => return Ok(Tried::Failed(Failed::new(Failure::BrokenUncommitted, Fault::PodClosed))),
+            Err(Cut::Lost) => return Err(Lost::Gone.into()),
+            Err(Cut::Late) => return Ok(Tried::Failed(Failed::new(Failure::FirstByteTimeout, Fault::AnswerTimeout))),
+        };
+        self.commit(trial);
+        let head = self.client_head(head, frame)?;
+        let mut whole = Whole::new(facts.api.filter(|_| status.is_success()), &first);
+        self.client.begin(head, first, conn.is_done()).await?;
+        self.gate.at(Phase::Stream);
+        let ended = self.plain_rest(&mut conn, &mut whole, alarm).await?;
+        let (usage, response_id) = whole.facts();
+        self.note.usage = usage;
+        if let Some(id) = response_id {
+            self.gate.affinity.learn(&id, trial.pod);
+        }
+        if let Ended::Broken(fault) = ended {
+            self.note.cause = Some(fault.row().cause);
+            self.client.cut().await;
+            return Ok(Tried::Done(usage, Outcome::Broken));
+        }
+        upstream::checkin(conn, now());
+        let (cause, outcome) = match status.as_u16() {
+            500.. => (Cause::PodError, Outcome::ServerError),
+            400.. => (Cause::PodClientFault, Outcome::Good),
+            _ => (Cause::Ok, Outcome::Good),
+        };
+        self.note.cause = Some(cause);
+        Ok(Tried::Done(usage, outcome))
+    }
+
+    async fn plain_rest(
+        &mut self,
+        conn: &mut PodConn,
+        whole: &mut Whole,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Ended, End> {
+        while !conn.is_done() {
+            match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
+                Ok(Ok(Some(piece))) => {
+                    whole.add(&piece);
+                    if conn.is_done() {
+                        self.client.last(piece).await?;
+                    } else {
+                        self.client.write(piece).await?;
+                    }
+                }
+                Ok(Ok(None)) => break,
+                Ok(Err(_)) => return Ok(Ended::Broken(Fault::StreamBroken)),
+                Err(Cut::Lost) => return Err(Lost::Gone.into()),
+                Err(Cut::Late) => return Ok(Ended::Broken(Fault::AnswerTimeout)),
+            }
+        }
+        if !self.client.is_ended() {
+            self.client.last(Bytes::new()).await?;
+        }
+        Ok(Ended::Good)
+    }
+
+    /// An event stream.
+    async fn stream(
+        &mut self,
+        facts: &Facts,
+        api: Api,
+        head: PodHead,
+        mut conn: PodConn,
+        trial: &mut Trial<'_>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Tried, End> {
+        let mut scan = SseScan::new(api);
+        let mut held = BytesMut::new();
+        while scan.first() != Some(First::Good) && held.len() <= HELD_BYTES_MAX {
+            let piece = match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
+                Ok(Ok(Some(piece))) => piece,
+                Ok(Ok(None) | Err(PodFault::ClosedInBody)) => {
+                    return Ok(Tried::Failed(Failed::new(Failure::BrokenUncommitted, Fault::PodClosed)));
+                }
+                Ok(Err(_)) => return Ok(Tried::Failed(Failed::new(Failure::Garbage, Fault::PodGarbage))),
+                Err(Cut::Lost) => return Err(Lost::Gone.into()),
+                Err(Cut::Late) => {
+                    return Ok(Tried::Failed(Failed::new(Failure::FirstByteTimeout, Fault::FirstByteTimeout)));
+                }
+            };
+            scan.feed(&piece);
+            held.extend_from_slice(&piece);
+            if scan.first() == Some(First::Error) {
+                let failure = Failure::ErrorEvent { status: status_of_event(&held) };
+                let kept = keep(&mut conn, head, held).await;
+                upstream::checkin(conn, now());
+                return Ok(Tried::Failed(Failed { failure, fault: Fault::PodClosed, kept }));
+            }
+        }
+        self.commit(trial);
+        let head = self.client_head(head, Frame::Open)?;
+        trial.booked.tokens(scan.events());
+        let is_end = conn.is_done() && scan.is_done();
+        self.client.begin(head, held.freeze(), is_end).await?;
+        self.gate.at(Phase::Stream);
+        let ended = self.stream_rest(facts, &mut conn, &mut scan, trial).await?;
+        self.note.events = scan.events();
+        self.note.usage = scan.usage();
+        if let Some(id) = scan.response_id() {
+            self.gate.affinity.learn(id, trial.pod);
+        }
+        self.stream_ended(api, ended, &scan, conn).await
+    }
+
+    /// Passes events until the good ending, the end of the body, or a fault.
+    async fn stream_rest(
+        &mut self,
+        facts: &Facts,
+        conn: &mut PodConn,
+        scan: &mut SseScan,
+        trial: &mut Trial<'_>,
+    ) -> Result<Ended, End> {
+        let pause_max = self.rules.times(&facts.model).between_tokens;
+        let mut gaps = self.in_flight.model().gaps();
+        let mut last_at = now();
+        let mut alarm = pin!(sleep(pause_max));
+        while !conn.is_done() && !(scan.is_done() && scan.at_boundary()) {
+            match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
+                Ok(Ok(Some(piece))) => {
+                    let at = now();
+                    gaps.observe_us(at.0 - last_at.0);
+                    last_at = at;
+                    let marks = scan.feed(&piece);
+                    trial.booked.tokens(marks.events);
+                    if conn.is_done() && scan.is_done() {
+                        self.client.last(piece).await?;
+                    } else {
+                        self.client.write(piece).await?;
+                    }
+                }
+                Ok(Ok(None)) => break,
+                Ok(Err(_)) => return Ok(Ended::Broken(Fault::StreamBroken)),
+                Err(Cut::Lost) => return Err(Lost::Gone.into()),
+                Err(Cut::Late) => {
+                    let paused = now().since(last_at);
+                    if paused >= pause_max {
+                        return Ok(Ended::Broken(Fault::IdleTimeout));
+                    }
+                    alarm.as_mut().reset(Instant::now() + (pause_max - paused));
+                }
+            }
+        }
+        Ok(if scan.is_done() { Ended::Good } else { Ended::Broken(Fault::Truncated) })
+    }
+
+    /// Ends the client's stream: well, or with one error event and no good ending.
+    async fn stream_ended(&mut self, api: Api, ended: Ended, scan: &SseScan, conn: PodConn) -> Result<Tried, End> {
+        let usage = scan.usage();
+        match ended {
+            Ended::Good => {
+                if !self.client.is_ended() {
+                    self.client.last(Bytes::new()).await?;
+                }
+                give_back(conn).await;
+                let (cause, outcome) = if scan.has_error() {
+                    (Cause::PodErrorEvent, Outcome::ServerError)
+                } else {
+                    (Cause::Ok, Outcome::Good)
+                };
+                self.note.cause = Some(cause);
+                Ok(Tried::Done(usage, outcome))
+            }
+            Ended::Broken(fault) => {
+                drop(conn);
+                self.note.cause = Some(fault.row().cause);
+                self.client.close_after();
+                let mut event = BytesMut::new();
+                if !scan.at_boundary() {
+                    event.extend_from_slice(b"\n\n");
+                }
+                event.extend_from_slice(&fault.event(api));
+                self.client.last(event.freeze()).await?;
+                Ok(Tried::Done(usage, Outcome::Broken))
+            }
+        }
+    }
+}
+
+/// Pools the connection if the rest of the framing is there, or comes at once.
+async fn give_back(mut conn: PodConn) {
+    if !conn.is_done() {
+        match tokio::time::timeout(TAIL_WITHIN, conn.body()).await {
+            Ok(Ok(None)) => {}
+            _ => return,
+        }
+    }
+    upstream::checkin(conn, now());
+}
+
+/// Reads the rest of an answer that may not be needed, within bounds; `None` if it does not fit them.
+async fn keep(conn: &mut PodConn, head: PodHead, mut body: BytesMut) -> Option<Kept> {
+    let rest = async {
+        while let Some(piece) = conn.body().await.ok()? {
+            body.extend_from_slice(&piece);
+            if body.len() > KEPT_BYTES_MAX + HELD_BYTES_MAX {
+                return None;
+            }
+        }
+        Some(())
+    };
+    tokio::time::timeout(KEPT_WITHIN, rest).await.ok()??;
+    Some(Kept { head, body: body.freeze() })
+}
+
+/// The status that an error event states (`error.code`).
+fn status_of_event(held: &[u8]) -> Option<u16> {
+    let text = std::str::from_utf8(held).ok()?;
+    let data = text.lines().find_map(|line| line.strip_prefix("data:").filter(|data| data.contains("error")))?;
+    let event: serde_json::Value = serde_json::from_str(data.trim()).ok()?;
+    u16::try_from(event.get("error")?.get("code")?.as_u64()?).ok()
+}
+
+/// Collects a plain answer as it passes, to read its usage at the end. Large answers are not collected.
+struct Whole {
+    api: Option<Api>,
+    first: Bytes,
+    all: BytesMut,
+}
+
+impl Whole {
+    fn new(api: Option<Api>, first: &Bytes) -> Self {
+        Self { api, first: first.clone(), all: BytesMut::new() }
+    }
+
+    fn add(&mut self, piece: &Bytes) {
+        if self.api.is_none() {
+            return;
+        }
+        if self.first.len() + self.all.len() + piece.len() > LOOKED_INTO_BYTES_MAX {
+            self.api = None;
+            self.all = BytesMut::new();
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(piece);
+    }
+
+    /// Usage, and the id of a stored response.
+    fn facts(&self) -> (Option<Usage>, Option<String>) {
+        let Some(api) = self.api else { return (None, None) };
+        let body = if self.all.is_empty() { &self.first[..] } else { &self.all[..] };
+        (usage_of_body(api, body), response_id_of_body(api, body).filter(|_| api == Api::Responses))
+    }
+}

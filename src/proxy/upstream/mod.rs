@@ -1,0 +1,230 @@
+//! The HTTP/1.1 client towards pods.
+//!
+//! Own code and not Pingora's connector, because the gate needs three things there that decide its cost and its promises:
+//! request head and body leave in one vectored write and small answers return in one read; an answer that comes before
+//! the body was taken (413, 401) is seen at once; and nothing is buffered beyond one read, so ten thousand idle streams
+//! are cheap. vLLM's server (uvicorn) speaks HTTP/1.1 only.
+mod chunked;
+mod head;
+mod pool;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+
+pub(in crate::proxy) use head::decimal;
+pub use head::{Framing, PodHead};
+pub use pool::{checkin, checkout, forget, sweep};
+
+use chunked::Dechunk;
+
+/// Largest response head taken from a pod.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+const READ_BYTES_MIN: usize = 4 * 1024;
+const READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Why an exchange with a pod failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PodFault {
+    /// No connection could be made.
+    #[error("connect failed: {0}")]
+    Connect(io::Error),
+    /// The pod closed or reset the connection before its head was complete.
+    #[error("closed before the answer")]
+    ClosedEarly,
+    /// The pod closed or reset the connection inside the body.
+    #[error("closed inside the body")]
+    ClosedInBody,
+    /// What came is not HTTP/1.1 or contradicts itself.
+    #[error("malformed answer: {0}")]
+    Junk(&'static str),
+    /// Another socket error.
+    #[error("socket error: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What happened to the request's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// All were taken by the socket.
+    All,
+    /// The pod began to answer before it took them all; the connection can't be used again.
+    Early,
+}
+
+/// A connection to a pod, with at most one exchange on it at a time.
+#[derive(Debug)]
+pub struct PodConn {
+    io: TcpStream,
+    addr: SocketAddr,
+    buf: BytesMut,
+    read_bytes: usize,
+    framing: Framing,
+    dechunk: Dechunk,
+    /// Whether it served an exchange before.
+    pub reused: bool,
+    reusable: bool,
+}
+
+impl PodConn {
+    /// Connects within `limit`.
+    pub async fn connect(addr: SocketAddr, limit: Duration) -> Result<Self, PodFault> {
+        let io = match tokio::time::timeout(limit, TcpStream::connect(addr)).await {
+            Ok(connected) => connected.map_err(PodFault::Connect)?,
+            Err(_) => return Err(PodFault::Connect(io::ErrorKind::TimedOut.into())),
+        };
+        io.set_nodelay(true).map_err(PodFault::Connect)?;
+        Ok(Self {
+            io,
+            addr,
+            buf: BytesMut::new(),
+            read_bytes: READ_BYTES_MIN,
+            framing: Framing::Empty,
+            dechunk: Dechunk::default(),
+            reused: false,
+            reusable: true,
+        })
+    }
+
+    /// Sends head and body, watching for an answer meanwhile.
+    pub async fn send(&mut self, head: &[u8], body: &[u8]) -> Result<Sent, PodFault> {
+        let (mut head, mut body) = (head, body);
+        while !head.is_empty() || !body.is_empty() {
+            match self.io.try_write_vectored(&[io::IoSlice::new(head), io::IoSlice::new(body)]) {
+                Ok(written) => {
+                    let of_head = written.min(head.len());
+                    head = head.get(of_head..).unwrap_or_default();
+                    body = body.get(written - of_head..).unwrap_or_default();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.writable_or_answer().await? {
+                        self.reusable = false;
+                        return Ok(Sent::Early);
+                    }
+                }
+                // The pod may have answered and closed; its answer is then still to be read.
+                Err(_) => {
+                    self.reusable = false;
+                    return Ok(Sent::Early);
+                }
+            }
+        }
+        Ok(Sent::All)
+    }
+
+    /// Waits until more can be written, or an answer has begun (true).
+    async fn writable_or_answer(&mut self) -> Result<bool, PodFault> {
+        tokio::select! {
+            biased;
+            ready = self.io.readable() => {
+                ready?;
+                match self.io.try_read_buf(&mut self.buf) {
+                    Ok(0) => Err(PodFault::ClosedEarly),
+                    Ok(_) => Ok(true),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+                    Err(_) => Err(PodFault::ClosedEarly),
+                }
+            }
+            ready = self.io.writable() => {
+                ready?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Reads the next final head (1xx heads are passed over).
+    pub async fn head(&mut self, is_head_request: bool) -> Result<PodHead, PodFault> {
+        loop {
+            if let Some(head) = head::parse(&mut self.buf, is_head_request)? {
+                if head.status.is_informational() {
+                    continue;
+                }
+                self.framing = head.framing;
+                self.dechunk = Dechunk::default();
+                self.reusable &= head.keep_alive && head.framing != Framing::UntilClose;
+                return Ok(head);
+            }
+            if self.buf.len() > HEAD_BYTES_MAX {
+                return Err(PodFault::Junk("head too large"));
+            }
+            match self.fill().await {
+                Ok(0) => return Err(PodFault::ClosedEarly),
+                Ok(_) => {}
+                Err(_) => return Err(PodFault::ClosedEarly),
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        self.buf.reserve(self.read_bytes);
+        let room = self.buf.capacity() - self.buf.len();
+        let read = tokio::io::AsyncReadExt::read_buf(&mut self.io, &mut self.buf).await?;
+        self.read_bytes = if read == room { (self.read_bytes * 2).min(READ_BYTES_MAX) } else { READ_BYTES_MIN };
+        Ok(read)
+    }
+
+    /// The next bytes of the body as they came, `None` at its end. All that one read brought is given at once.
+    /// Cancel-safe: dropping the future loses nothing.
+    pub async fn body(&mut self) -> Result<Option<Bytes>, PodFault> {
+        loop {
+            if let Some(piece) = self.buffered()? {
+                return Ok(Some(piece));
+            }
+            if self.framing == Framing::Empty {
+                return Ok(None);
+            }
+            match self.fill().await {
+                Ok(0) if self.framing == Framing::UntilClose => {
+                    self.framing = Framing::Empty;
+                    return Ok(None);
+                }
+                Ok(0) | Err(_) => return Err(PodFault::ClosedInBody),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Whether the body has ended.
+    pub fn is_done(&self) -> bool {
+        self.framing == Framing::Empty
+    }
+
+    /// Body bytes that are here already.
+    fn buffered(&mut self) -> Result<Option<Bytes>, PodFault> {
+        let piece = match &mut self.framing {
+            Framing::Empty => return Ok(None),
+            Framing::UntilClose => self.buf.split(),
+            Framing::Length(left) => {
+                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buf.len());
+                *left -= taken as u64;
+                let piece = self.buf.split_to(taken);
+                if *left == 0 {
+                    self.framing = Framing::Empty;
+                }
+                piece
+            }
+            Framing::Chunked => {
+                let piece = self.dechunk.take(&mut self.buf).map_err(PodFault::Junk)?;
+                if self.dechunk.is_done() {
+                    self.framing = Framing::Empty;
+                }
+                piece
+            }
+        };
+        Ok((!piece.is_empty()).then(|| piece.freeze()))
+    }
+
+    /// Whether the connection can serve another exchange: the answer ended, cleanly, with nothing after it.
+    fn can_serve_again(&self) -> bool {
+        self.reusable && self.framing == Framing::Empty && self.buf.is_empty()
+    }
+
+    /// Whether the pod has closed the idle connection, or said something nobody asked for.
+    fn went_stale(&self) -> bool {
+        let mut probe = [0; 1];
+        !matches!(self.io.try_read(&mut probe), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}

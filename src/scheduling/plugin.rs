@@ -1,0 +1,115 @@
+//! What a plug-in is: the three traits, what they return, and how the registry describes one.
+//!
+//! Plug-ins are pure and keep no state between decisions: same context, same answer. They must not allocate when asked to
+//! judge, cost or pick, and must not depend on the order of pods.
+use std::fmt;
+
+use super::candidates::Candidates;
+use super::decision::Nobody;
+use super::request::Context;
+use crate::base::{PodId, Rng};
+
+/// A filter's word on one pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// May be chosen.
+    #[default]
+    Keep,
+    /// May not; the words say why, from a fixed set per filter. Shown by explain.
+    Drop(&'static str),
+}
+
+impl Verdict {
+    /// Whether the pod stays.
+    pub const fn keeps(self) -> bool {
+        matches!(self, Self::Keep)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => f.write_str("keep"),
+            Self::Drop(why) => write!(f, "drop: {why}"),
+        }
+    }
+}
+
+impl serde::Serialize for Verdict {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Keeps or drops pods.
+pub trait Filter: fmt::Debug + Send + Sync {
+    /// Writes one verdict per candidate, in their order. `verdicts` has the length of `pods` and starts as all `Keep`.
+    fn judge(&self, cx: &Context<'_>, pods: &Candidates<'_>, verdicts: &mut [Verdict]);
+
+    /// What to tell the client if this filter dropped the last pod.
+    fn nobody(&self) -> Nobody {
+        Nobody::Filtered
+    }
+
+    /// Whether a pinned pod is used even if this filter dropped it. True where the pinned pod, though bad, is the only one
+    /// that can answer.
+    fn yields_to_pin(&self) -> bool {
+        false
+    }
+}
+
+/// The bounds within which a scorer's costs lie, both included, and their unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// Least cost.
+    pub low: f64,
+    /// Greatest cost; may be infinite when the unit is a count, the costs themselves never are.
+    pub high: f64,
+    /// Unit in words: `ratio`, `tokens`, `requests`.
+    pub unit: &'static str,
+}
+
+/// Puts a cost on pods. **Lower is better**, for every scorer.
+pub trait Scorer: fmt::Debug + Send + Sync {
+    /// Where its costs lie, before the weight.
+    fn range(&self) -> Range;
+
+    /// Writes one cost per candidate, in their order; `costs` has the length of `pods` and starts as all `None`. `None` is
+    /// "unknown": the frame then uses the mean of the known costs (or nothing, if no pod's is known), so a pod without a
+    /// reading neither wins by it nor loses by it.
+    fn cost(&self, cx: &Context<'_>, pods: &Candidates<'_>, costs: &mut [Option<f64>]);
+}
+
+/// One candidate with its total cost, as pickers see it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Offer {
+    /// Which pod.
+    pub pod: PodId,
+    /// Weighted sum of the scorers' costs; finite; lower is better.
+    pub cost: f64,
+}
+
+/// Takes one of the pods left.
+pub trait Picker: fmt::Debug + Send + Sync {
+    /// The position of its choice in `offers`, which are sorted by pod id and never empty. Any randomness comes from `rng`.
+    fn pick(&self, cx: &Context<'_>, offers: &[Offer], rng: &mut Rng) -> usize;
+}
+
+/// What the registry knows of one plug-in `P` (boxed trait object) with its settings `S`.
+#[derive(Clone, Copy, Debug)]
+pub struct Plugin<S> {
+    /// Name in configuration, metrics and explain: the file's name with `-` for `_`.
+    pub name: &'static str,
+    /// Its settings with all defaults.
+    pub default: fn() -> S,
+    /// Text of its file, for the conformance suite and generated documents.
+    pub source: &'static str,
+}
+
+impl<S> Plugin<S> {
+    /// The `//!` header of the file, without the marks.
+    pub fn header(&self) -> String {
+        let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
+        lines.map(str::trim).collect::<Vec<_>>().join("\n")
+    }
+}

@@ -1,0 +1,68 @@
+//! Builders and runners for the tests of this room.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+use std::time::Duration;
+
+use super::{Candidates, Context, Filter, Offer, Picker, PodView, Request, Scorer, Serves, Verdict};
+use crate::base::{Mono, PodId, Rng, Tokens};
+use crate::pods::{LoadNow, Reading, Role, Standing};
+
+/// The instant of every decision in tests.
+pub(super) const NOW: Mono = Mono(60_000_000);
+
+/// An idle, healthy pod without a reading that serves the model.
+pub(super) fn pod(id: u32) -> PodView {
+    PodView {
+        id: PodId(id),
+        role: Role::Both,
+        standing: Standing::Ready,
+        load: LoadNow::default(),
+        reading: None,
+        age: None,
+        hit: Tokens(0),
+        sleeping: false,
+        serves: Serves::Yes,
+        capacity: None,
+        block_tokens: None,
+    }
+}
+
+/// A pod with load.
+pub(super) fn loaded(id: u32, requests: u32, prefilling: u32, queued: u64) -> PodView {
+    let load = LoadNow { requests, prefilling, prefill_tokens: Tokens(queued), ..LoadNow::default() };
+    PodView { load, ..pod(id) }
+}
+
+/// `pod` with a reading of some age.
+pub(super) fn read(pod: PodView, kv_used: Option<f64>, age_ms: u64) -> PodView {
+    let taken = Mono(NOW.0 - age_ms * 1000);
+    let reading = Reading { taken, kv_used, ..Reading::default() };
+    PodView { reading: Some(reading), age: Some(Duration::from_millis(age_ms)), ..pod }
+}
+
+/// What `filter` keeps of `pods`, which must be sorted by id.
+pub(super) fn judged(filter: &dyn Filter, request: &Request<'_>, pods: &[PodView]) -> Vec<bool> {
+    let kept: Vec<u32> = (0..pods.len() as u32).collect();
+    let mut verdicts = vec![Verdict::Keep; pods.len()];
+    filter.judge(&Context { now: NOW, request, pods }, &Candidates::new(pods, &kept), &mut verdicts);
+    verdicts.iter().map(|verdict| verdict.keeps()).collect()
+}
+
+/// What `scorer` says of `pods`, which must be sorted by id.
+pub(super) fn costs(scorer: &dyn Scorer, request: &Request<'_>, pods: &[PodView]) -> Vec<Option<f64>> {
+    let kept: Vec<u32> = (0..pods.len() as u32).collect();
+    let mut costs = vec![None; pods.len()];
+    scorer.cost(&Context { now: NOW, request, pods }, &Candidates::new(pods, &kept), &mut costs);
+    costs
+}
+
+/// How often `picker` takes each of the offers with these costs in `draws` draws.
+pub(super) fn picks(picker: &dyn Picker, costs: &[f64], draws: usize) -> Vec<usize> {
+    let offers: Vec<_> = (0..).zip(costs).map(|(id, &cost)| Offer { pod: PodId(id), cost }).collect();
+    let request = Request::new("m", Tokens(1));
+    let cx = Context { now: NOW, request: &request, pods: &[] };
+    let (mut rng, mut counts) = (Rng::new(1), vec![0; costs.len()]);
+    for _ in 0..draws {
+        counts[picker.pick(&cx, &offers, &mut rng)] += 1;
+    }
+    counts
+}
