@@ -33,7 +33,7 @@ pub(super) fn describe(path: &str) -> Option<String> {
         return None;
     }
     let doc = doc(schema);
-    Some(if doc.is_empty() { kind(schema) } else { format!("{} ({doc})", kind(schema)) })
+    Some(if doc.is_empty() { kind(schema) } else { format!("{} ({})", kind(schema), doc.trim_end_matches('.')) })
 }
 
 /// Schema of a member of a mapping.

@@ -70,6 +70,9 @@ fn problem(error: &Error, text: &str, node: Option<&Node>) -> Problem {
             None => format!("possible here: {}", expected.join(", ")),
         };
     } else if let Some(described) = describe(&problem.path) {
+        if problem.message.starts_with("invalid ") {
+            "this cannot be read".clone_into(&mut problem.message);
+        }
         problem.instead = format!("write {described}");
     }
     match place {
@@ -128,6 +131,25 @@ mod tests {
         assert!(problems[1].instead.contains("Largest request body, in bytes"), "{}", problems[1]);
         assert!(problems[3].instead.contains("possible here: listen, admin"), "{}", problems[3]);
         assert!(problems[0].to_string().contains("2 |   adr: 1\n  |   ^"), "{}", problems[0]);
+    }
+
+    #[test]
+    fn problems_read_well() {
+        let text = "limits:\n  body_bytes_max: lots\npods:\n  list:\n    - {url: 'http://a:1', roll: both}\n";
+        let shown = Problems(check(text)).to_string();
+        let expected = "\
+line 2, column 19: limits.body_bytes_max: this cannot be read
+  |
+2 |   body_bytes_max: lots
+  |                   ^
+  = write a whole number (Largest request body, in bytes; more is answered 413)
+
+line 5, column 27: pods.list[0].roll: unknown field `roll`
+  |
+5 |     - {url: 'http://a:1', roll: both}
+  |                           ^
+  = did you mean `role`? possible here: url, role, labels";
+        assert_eq!(shown, expected, "\n{shown}");
     }
 
     #[test]
