@@ -92,10 +92,10 @@ pub(crate) fn templates(shape: &Shape, path: &str) -> Vec<Template> {
 fn template(shape: &Shape, path: &str, prefix: u64) -> Template {
     let mut end = format!(" answer now\"}}],\"max_tokens\":{},\"stream\":{}", shape.max_tokens, shape.stream);
     if let Some(interval) = shape.interval_us {
-        end += &format!(",\"interval_us\":{interval}");
+        end.extend([format!(",\"interval_us\":{interval}")]);
     }
     if let Some(user) = &shape.user {
-        end += &format!(",\"user\":\"{user}\"");
+        end.extend([format!(",\"user\":\"{user}\"")]);
     }
     end.push('}');
     let start = format!("{{\"model\":\"{}\",\"messages\":[", shape.model);
@@ -126,7 +126,7 @@ fn conversation(room: usize, prefix: u64) -> String {
             break;
         }
         let content = if left > 2 * MESSAGE_BYTES { MESSAGE_BYTES - frame } else { left - frame };
-        text += &format!("{{\"role\":\"{role}\",\"content\":\"{}\"}},", words(content, &mut dice));
+        text.extend([format!("{{\"role\":\"{role}\",\"content\":\"{}\"}},", words(content, &mut dice))]);
     }
     text
 }

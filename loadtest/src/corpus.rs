@@ -455,7 +455,9 @@ mod tests {
         let bytes: HashSet<_> = cases.iter().map(|case| case.bytes.clone()).collect();
         assert_eq!(bytes.len(), cases.len(), "no payload twice");
         let mut classes = BTreeMap::new();
-        cases.iter().for_each(|case| *classes.entry(case.class).or_insert(0) += 1);
+        for case in &cases {
+            *classes.entry(case.class).or_insert(0) += 1;
+        }
         assert_eq!(classes.len(), 11, "{classes:?}");
     }
 

@@ -166,7 +166,7 @@ mod tests {
         while start.elapsed() < Duration::from_millis(60) {
             sum = sum.wrapping_add(dice.bits());
         }
-        let used = cpu_time(pid).unwrap() - before;
+        let used = cpu_time(pid).unwrap().checked_sub(before).unwrap();
         assert!(used > Duration::ZERO, "work of {sum} must show, saw {used:?}");
         assert!(resident_bytes(pid).unwrap() > 1 << 20);
         assert!(descriptors() >= 64);

@@ -105,35 +105,32 @@ fn load(args: &Args) -> Load {
 pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
     let load = load(&args);
     let span = Duration::from_secs_f64(args.secs.clamp(0.0, 3600.0));
-    let outcome = match args.rate {
-        Some(rate) => {
-            let times = plan(args.arrivals, rate, span, args.requests, args.seed);
-            report.say(format!(
-                "open loop: {} requests in {:.1} s, {:?}, seed {}",
-                times.len(),
-                span.as_secs_f64(),
-                args.arrivals,
-                args.seed
-            ));
-            open_loop(&load, times, args.in_flight_max).await?
-        }
-        None => {
-            report.say(format!(
-                "closed loop: {} at a time for {:.1} s, seed {}",
-                args.concurrency,
-                span.as_secs_f64(),
-                args.seed
-            ));
-            let most = args.requests as u64;
-            let until = async |live: &crate::load::Live| {
-                let end = tokio::time::Instant::now() + span;
-                while live.ended.get() < most && tokio::time::Instant::now() < end {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Ok(())
-            };
-            closed_loop(&load, usize::from(args.concurrency), most, until).await?.0
-        }
+    let outcome = if let Some(rate) = args.rate {
+        let times = plan(args.arrivals, rate, span, args.requests, args.seed);
+        report.say(format!(
+            "open loop: {} requests in {:.1} s, {:?}, seed {}",
+            times.len(),
+            span.as_secs_f64(),
+            args.arrivals,
+            args.seed
+        ));
+        open_loop(&load, times, args.in_flight_max).await?
+    } else {
+        report.say(format!(
+            "closed loop: {} at a time for {:.1} s, seed {}",
+            args.concurrency,
+            span.as_secs_f64(),
+            args.seed
+        ));
+        let most = args.requests as u64;
+        let until = async |live: &crate::load::Live| {
+            let end = tokio::time::Instant::now() + span;
+            while live.ended.get() < most && tokio::time::Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(())
+        };
+        closed_loop(&load, usize::from(args.concurrency), most, until).await?.0
     };
     tell(&args, &outcome, report);
     Ok(())

@@ -73,7 +73,7 @@ pub(crate) async fn flood(target: SocketAddr, limit: usize) -> Transcript {
     let write = async {
         let head =
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: gate.local\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+        let chunk = [b"10000\r\n".as_slice(), &vec![b' '; 0x10000], b"\r\n"].concat();
         let mut is_open = writer.write_all(head).await.is_ok();
         for _ in 0..limit / 0x10000 + 64 {
             is_open = is_open && writer.write_all(&chunk).await.is_ok();
@@ -96,7 +96,7 @@ pub(crate) async fn listen(reader: &mut (impl AsyncReadExt + Unpin), patience: D
         let mut part = [0u8; 4096];
         match tokio::time::timeout_at(until, reader.read(&mut part)).await {
             Ok(Ok(count)) if count > 0 && bytes.len() < ANSWER_MAX => {
-                bytes.extend_from_slice(part.get(..count).unwrap_or_default())
+                bytes.extend_from_slice(part.get(..count).unwrap_or_default());
             }
             Ok(_) => {
                 transcript.is_closed = true;

@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// nginx to compare with
     #[arg(long, env = "NGINX", default_value = "nginx")]
     nginx: PathBuf,
+    /// Let nginx batch its access log in a buffer of this size (such as `64k`); use it if the gate batches its own
+    #[arg(long)]
+    nginx_log_buffer: Option<String>,
     /// Rounds of the CPU cases
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
@@ -138,7 +141,7 @@ async fn requests(args: &Args, rig: &Rig, bytes: usize, table: &mut Table, repor
     let load = load(rig, &shape(args, bytes))?;
     let concurrency = if bytes >= 100_000 { 16 } else { 32 };
     let goal = Goal::of_body(bytes);
-    let name = if bytes % 1000 == 0 { format!("{} KB body", bytes / 1000) } else { format!("{bytes} B body") };
+    let name = if bytes.is_multiple_of(1000) { format!("{} KB body", bytes / 1000) } else { format!("{bytes} B body") };
     let mut case = Case::new(name, Unit::Request, goal);
     rounds(args, rig, &load, concurrency, &mut case, report).await?;
     table.cases.push(case);
@@ -170,7 +173,7 @@ async fn rounds(
         let mut line = format!("{} round {round}:", case.name);
         for proxy in &rig.proxies {
             let sample = measure::cpu(proxy, load, concurrency, span, case.unit).await?;
-            line += &format!("  {} {:.2} us, {:.0}/s", proxy.name, sample.us, sample.per_s);
+            line.extend([format!("  {} {:.2} us, {:.0}/s", proxy.name, sample.us, sample.per_s)]);
             if sample.failed > 0 {
                 report.miss(format!(
                     "{} through {}: {} requests failed: {:?}",
@@ -202,7 +205,7 @@ async fn latencies(args: &Args, rig: &Rig, table: &mut Table, report: &mut Repor
                     outcome.first.quantile_us(0.5).unwrap_or(f64::NAN),
                     outcome.first.quantile_us(0.99).unwrap_or(f64::NAN),
                 );
-                line += &format!("  {} p50 {p50:.0} p99 {p99:.0} us", proxy.name);
+                line.extend([format!("  {} p50 {p50:.0} p99 {p99:.0} us", proxy.name)]);
                 if outcome.failed() + outcome.dropped > 0 {
                     report.miss(format!("{} through {}: {:?}", latency.name, proxy.name, outcome.errors));
                 }

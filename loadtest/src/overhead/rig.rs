@@ -33,7 +33,7 @@ pub(super) struct Rig {
     pub(super) proxies: Vec<Proxy>,
     gate: Option<(PathBuf, Vec<String>)>,
     pods: Vec<SocketAddr>,
-    _backends: Vec<Started>,
+    backends: Vec<Started>,
     scratch: Scratch,
 }
 
@@ -41,16 +41,16 @@ impl Rig {
     /// Starts all and waits until every proxy answers.
     pub(super) async fn start(args: &Args, report: &Report) -> io::Result<Self> {
         let scratch = Scratch::new()?;
-        let mut rig = Self { proxies: vec![], gate: None, pods: vec![], _backends: vec![], scratch };
+        let mut rig = Self { proxies: vec![], gate: None, pods: vec![], backends: vec![], scratch };
         for number in 0..2 {
             let (address, log) = (free_port()?, rig.scratch.file(&format!("backend-{number}.log")));
             let arguments = ["backend".to_owned(), "--listen".to_owned(), address.to_string()];
-            rig._backends.push(Started::new(&std::env::current_exe()?, &arguments, &log)?);
+            rig.backends.push(Started::new(&std::env::current_exe()?, &arguments, &log)?);
             rig.pods.push(address);
             first_answer(address, Duration::from_secs(10)).await?;
         }
         rig.gate = args.gate.clone().map(|path| (path, args.gate_arg.clone()));
-        let nginx = rig.nginx(&args.nginx)?;
+        let nginx = rig.nginx(args)?;
         rig.proxies.push(nginx);
         let names: &[&str] = if rig.gate.is_some() { &["bare", "gate"] } else { &["bare"] };
         for name in names {
@@ -78,28 +78,28 @@ impl Rig {
         let address = free_port()?;
         let log = self.scratch.file(&format!("{name}.log"));
         let mut arguments: Vec<String> = vec!["--listen".into(), address.to_string(), "--threads".into(), "1".into()];
-        let (name, program) = match (&self.gate, name) {
-            (Some((path, more)), "gate") => {
-                arguments.insert(0, "serve".into());
-                arguments.extend(["--admin".into(), free_port()?.to_string()]);
-                self.pods.iter().for_each(|pod| arguments.extend(["--pod".into(), format!("http://{pod}")]));
-                arguments.extend(more.iter().cloned());
-                ("gate", path.clone())
-            }
-            _ => {
-                arguments.insert(0, "bare-pingora".into());
-                self.pods.iter().for_each(|pod| arguments.extend(["--pod".into(), pod.to_string()]));
-                ("bare", std::env::current_exe()?)
-            }
+        let pods = self.pods.iter();
+        let (name, program) = if let (Some((path, more)), "gate") = (&self.gate, name) {
+            arguments.insert(0, "serve".into());
+            arguments.extend(["--admin".into(), free_port()?.to_string()]);
+            arguments.extend(pods.flat_map(|pod| ["--pod".into(), format!("http://{pod}")]));
+            arguments.extend(more.iter().cloned());
+            ("gate", path.clone())
+        } else {
+            arguments.insert(0, "bare-pingora".into());
+            arguments.extend(pods.flat_map(|pod| ["--pod".into(), pod.to_string()]));
+            ("bare", std::env::current_exe()?)
         };
         Ok(Proxy { name, address, started: Started::new(&program, &arguments, &log)? })
     }
 
-    fn nginx(&self, program: &Path) -> io::Result<Proxy> {
-        let program = find(program).ok_or_else(|| io::Error::other(INSTALL))?;
+    fn nginx(&self, args: &Args) -> io::Result<Proxy> {
+        let program = find(&args.nginx).ok_or_else(|| io::Error::other(INSTALL))?;
         let address = free_port()?;
         let dir = self.scratch.path().display().to_string();
         let mut conf = NGINX_CONF.replace("@DIR@", &dir).replace("@LISTEN@", &address.to_string());
+        let buffer = args.nginx_log_buffer.as_ref().map_or(String::new(), |size| format!(" buffer={size} flush=1s"));
+        conf = conf.replace("@LOG_BUFFER@", &buffer);
         for (mark, pod) in ["@POD_A@", "@POD_B@"].iter().zip(&self.pods) {
             conf = conf.replace(mark, &pod.to_string());
         }

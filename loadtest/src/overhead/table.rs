@@ -179,13 +179,13 @@ impl Table {
                 .map(|(upper, lower)| number(case.ratio(upper, lower)));
             let [over_nginx, floor, over_bare] = ratios;
             let goal = marks(&case.verdicts());
-            text += &format!(
+            text.extend([format!(
                 "{:<32} {nginx:>9} {bare:>9} {gate:>9} {over_nginx:>11} {floor:>11} {over_bare:>10}  {goal}\n",
                 case.name
-            );
+            )]);
         }
         for latency in &self.latencies {
-            text += &format!("{}\n", latency.name);
+            text.extend([format!("{}\n", latency.name)]);
             for name in &self.names {
                 let column =
                     |index: usize| number(latency.column(name, |row| row.get(index).copied().unwrap_or(f64::NAN)));
@@ -198,18 +198,18 @@ impl Table {
                 } else {
                     ""
                 };
-                text += &format!(
+                text.extend([format!(
                     "    {name:<6} p50 {p50:>9} us  p99 {p99:>9} us  own lag p99 {lag:>8} us  {added}{flag}\n"
-                );
+                )]);
             }
             text += &latency.verdict().map_or(String::new(), |verdict| format!("    {}\n", marks(&[verdict])));
         }
         for (name, start) in &self.starts {
             let goal = if *name == "gate" { marks(&start_verdicts(start)) } else { String::new() };
-            text += &format!(
+            text.extend([format!(
                 "start {name:<6} first 200 after {:.1} ms, idle {:.1} MB  {goal}\n",
                 start.first_ms, start.idle_mb
-            );
+            )]);
         }
         text
     }
@@ -277,7 +277,9 @@ mod tests {
     fn case(gate_us: &[f64]) -> Case {
         let mut case = Case::new("230 B body".into(), Unit::Request, Goal::of_body(230));
         for (name, list) in [("nginx", &[10.0, 11.0, 9.0][..]), ("bare", &[22.0]), ("gate", gate_us)] {
-            list.iter().for_each(|us| case.add(name, Sample { us: *us, ..Sample::default() }));
+            for us in list {
+                case.add(name, Sample { us: *us, ..Sample::default() });
+            }
         }
         case
     }
