@@ -6,6 +6,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::LazyLock;
 
 #[path = "tidy/arrows.rs"]
 mod arrows;
@@ -20,15 +21,16 @@ mod source;
 
 use source::Tree;
 
-fn repository() -> Tree {
-    let tree = Tree::read(Path::new(env!("CARGO_MANIFEST_DIR")));
-    assert!(tree.sources.iter().any(|source| source.path == "src/lib.rs"), "the tree was not found");
-    tree
+/// The repository, read once.
+fn repository() -> &'static Tree {
+    static TREE: LazyLock<Tree> = LazyLock::new(|| Tree::read(Path::new(env!("CARGO_MANIFEST_DIR"))));
+    assert!(TREE.sources.iter().any(|source| source.path == "src/lib.rs"), "the tree was not found");
+    &TREE
 }
 
 /// Fails with one line per offence.
 fn check(rule: fn(&Tree) -> Vec<String>) {
-    let offences = rule(&repository());
+    let offences = rule(repository());
     assert!(offences.is_empty(), "{} offence(s):\n{}\n", offences.len(), offences.join("\n"));
 }
 
@@ -45,7 +47,7 @@ fn rooms_import_only_what_the_arrow_table_allows() {
 
 #[test]
 fn no_rooms_import_each_other_in_a_circle() {
-    let cycle = arrows::largest_cycle(&repository());
+    let cycle = arrows::largest_cycle(repository());
     report(&format!("largest import cycle: {}", cycle.len()));
     assert!(cycle.is_empty(), "these rooms import each other in a circle: {}", cycle.join(", "));
 }
@@ -53,7 +55,7 @@ fn no_rooms_import_each_other_in_a_circle() {
 #[test]
 fn files_are_short() {
     let tree = repository();
-    let (median, largest) = size::spread(&tree);
+    let (median, largest) = size::spread(tree);
     report(&format!("{} files, median {median} lines, largest {largest}", tree.sources.len()));
     check(size::long_files);
 }

@@ -10,6 +10,7 @@ struct Place<'a> {
     path: &'a str,
     room: &'a str,
     in_test: bool,
+    in_const: bool,
 }
 
 struct Ban {
@@ -25,6 +26,11 @@ impl Place<'_> {
         !self.in_test && self.path.starts_with("src/") && self.path != "src/build.rs"
     }
 
+    /// Runs when the gate runs, so that a panic there ends something.
+    fn may_not_panic(&self) -> bool {
+        !self.in_test && !self.in_const && self.room != "main"
+    }
+
     fn is_pure(&self) -> bool {
         !self.in_test && PURE.contains(&self.room)
     }
@@ -34,19 +40,19 @@ const BANS: &[Ban] = &[
     Ban {
         words: &[".unwrap()", ".unwrap_err()"],
         lint: "unwrap_used",
-        applies: |place| !place.in_test && place.room != "main",
+        applies: |place| place.may_not_panic(),
         instead: "return the error, or `let ... else` with what to do",
     },
     Ban {
         words: &[".expect(", ".expect_err("],
         lint: "expect_used",
-        applies: |place| !place.in_test && place.room != "main",
+        applies: |place| place.may_not_panic(),
         instead: "return the error; for a programmer error say why it cannot happen in an `allow` with a reason",
     },
     Ban {
         words: &["panic!", "unimplemented!"],
         lint: "panic",
-        applies: |place| !place.in_test && place.room != "main",
+        applies: |place| place.may_not_panic(),
         instead: "return an error: input must not end the gate",
     },
     Ban { words: &["todo!", "dbg!"], lint: "todo", applies: |_| true, instead: "finish it or leave it out" },
@@ -145,7 +151,12 @@ pub(crate) fn offences(tree: &Tree) -> Vec<String> {
             for (offset, word) in
                 ban.words.iter().flat_map(|word| matches(&source.code, word).into_iter().map(move |at| (at, word)))
             {
-                let place = Place { path: &source.path, room: &room, in_test: source.in_test(offset) };
+                let place = Place {
+                    path: &source.path,
+                    room: &room,
+                    in_test: source.in_test(offset),
+                    in_const: source.in_const(offset),
+                };
                 let is_own_module = word.ends_with("::") && source.code[..offset].ends_with("::");
                 if (ban.applies)(&place) && !is_own_module && !source.is_excused(ban.lint, offset) {
                     found.push(format!("{}: `{word}` is banned here; instead: {}", source.at(offset), ban.instead));
@@ -202,6 +213,9 @@ mod tests {
         assert_ne!(found("tests/a.rs", "fn a() { todo!() }"), 0);
         assert_ne!(found("tests/a.rs", "fn a() { dbg!(1) }"), 0);
         assert_eq!(found("src/flow/a.rs", "fn a() { b.unwrap_or(1); c.expect_byte(2) }"), 0);
+        assert_eq!(found("src/flow/a.rs", "const MAX: NonZero<u8> = NonZero::new([1; 2].len()).unwrap();"), 0);
+        assert_ne!(found("src/flow/a.rs", "const MAX: u8 = 1; fn a() { b.unwrap() }"), 0);
+        assert_ne!(found("src/flow/a.rs", "const fn a() { b.unwrap() }"), 0);
     }
 
     #[test]

@@ -111,6 +111,15 @@ impl Source {
         })
     }
 
+    /// Is the byte at `offset` in the value of a `const`, where a panic is an error of the compiler?
+    pub(crate) fn in_const(&self, offset: usize) -> bool {
+        matches(&self.code[..offset], "const ").last().is_some_and(|start| {
+            let name = self.code[start + 6..].trim_start();
+            name.starts_with(|letter: char| letter.is_uppercase() || letter == '_')
+                && offset < item_end(&self.code, *start)
+        })
+    }
+
     /// 1-based line of a byte.
     pub(crate) fn line(&self, offset: usize) -> usize {
         self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
