@@ -18,3 +18,6 @@ pub mod telemetry;
 
 pub mod config;
 pub mod sim;
+
+pub mod app;
+pub mod demo;

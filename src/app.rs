@@ -1,0 +1,183 @@
+//! Wiring: builds every room, connects them, starts and stops them. Knows all, decides nothing.
+//!
+//! Threads: one per worker (the data path), one for the control plane (discovery, telemetry, reload), one for admin, one for
+//! the access log. The data path shares with the others only what is published: the pod table, rules, counters.
+mod control;
+mod setup;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::admin::{Admin, AdminState, spawn_thread};
+use crate::base::Mono;
+use crate::config::{Loaded, Problems, ServeArgs, Watcher};
+use crate::export::AccessLog;
+use crate::export::access_log::Writer;
+use crate::observe::{ExplainRing, MetricLimits, Metrics, Readiness};
+use crate::pods::Table;
+use crate::prefix::Index;
+use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
+use crate::runtime::now;
+use crate::scheduling::Profile;
+
+pub use setup::workers_default;
+
+/// Why the gate did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is not good; the text tells every problem.
+    #[error("{0}")]
+    Config(Problems),
+    /// An address can't be listened on.
+    #[error("cannot listen on {addr}: {error}; choose another address or stop what holds it")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// Another thing the system refused.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A running gate.
+pub struct App {
+    addr: SocketAddr,
+    h2c_addr: Option<SocketAddr>,
+    gate: Arc<Gate>,
+    readiness: Arc<Readiness>,
+    workers: Workers,
+    admin: Admin,
+    control: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+    writer: Writer,
+}
+
+impl App {
+    /// Reads the configuration and starts everything. `hook` is called at each phase of each request; only tests have one.
+    pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
+        let (loaded, watcher) = Watcher::start(args).map_err(StartError::Config)?;
+        let config = &loaded.config;
+        let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
+        let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(&metrics))?;
+        let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
+        let safe_mode = Arc::new(AtomicBool::new(config.routing.safe_mode));
+        let readiness = Arc::new(Readiness::default());
+        let gate = Gate::new(Parts {
+            table: Arc::new(Table::new(setup::health(config))),
+            index: Arc::new(Index::new(setup::index_limits(config))),
+            metrics: Arc::clone(&metrics),
+            explain: Arc::clone(&explain),
+            safe_mode: Arc::clone(&safe_mode),
+            log: Box::new(move |record| log.write(record)),
+            hook,
+            profile: Profile::default(),
+            rules: setup::rules(config),
+            seed: setup::seed()?,
+        });
+        let (bound, admin_socket) = bind(&loaded)?;
+        let addr = bound.first().map_or_else(|| Ok(config.listen.addr), Bound::addr)?;
+        let h2c_addr = bound.get(1).map(Bound::addr).transpose()?;
+        let state = admin_state(&gate, &readiness, &loaded);
+        let admin = spawn_thread(admin_socket, Arc::new(state))?;
+        let workers = start(workers(&loaded), &bound, &GateApp::new(Arc::clone(&gate)))?;
+        let (stop, stopped) = watch::channel(false);
+        let control = control::spawn(loaded, watcher, Arc::clone(&gate), Arc::clone(&readiness), stopped)?;
+        Ok(Self { addr, h2c_addr, gate, readiness, workers, admin, control, stop, writer })
+    }
+
+    /// Where clients connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where clients connect with HTTP/2, if anywhere.
+    pub fn h2c_addr(&self) -> Option<SocketAddr> {
+        self.h2c_addr
+    }
+
+    /// Where operators look.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.addr()
+    }
+
+    /// The data path, for tests and embedding.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Whether the gate is ready: configured, pods known and each tried once, not draining.
+    pub fn is_ready(&self) -> bool {
+        self.readiness.missing().is_none()
+    }
+
+    /// Stops: no longer ready, accepts for a while longer, lets requests end within their time, then ends everything.
+    /// Blocks until that is done.
+    pub fn drain(self) {
+        let rules = self.gate.rules();
+        self.readiness.drain();
+        self.workers.leave();
+        tracing::info!("draining");
+        std::thread::sleep(rules.drain_accept);
+        self.close(rules.drain_max);
+    }
+
+    /// Stops accepting at once and ends when the requests have, within `limit`.
+    pub fn close(self, limit: Duration) {
+        self.readiness.drain();
+        self.workers.close();
+        let until = now().after(limit);
+        while !self.workers.is_ended() && now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.stop.send_replace(true);
+        if self.control.join().is_err() {
+            tracing::error!("the control plane panicked");
+        }
+        self.admin.stop();
+        drop(self.gate);
+        drop(self.writer);
+    }
+}
+
+fn bind(loaded: &Loaded) -> Result<(Vec<Bound>, TcpListener), StartError> {
+    let listen = &loaded.config.listen;
+    let on = |addr, is_h2c| Bound::bind(addr, is_h2c).map_err(|error| StartError::Listen { addr, error });
+    let mut bound = vec![on(listen.addr, false)?];
+    if let Some(addr) = listen.h2c_addr {
+        bound.push(on(addr, true)?);
+    }
+    let addr = loaded.config.admin.addr;
+    let admin = TcpListener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
+    Ok((bound, admin))
+}
+
+fn workers(loaded: &Loaded) -> usize {
+    loaded.config.listen.threads.map_or_else(workers_default, usize::from)
+}
+
+fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, loaded: &Loaded) -> AdminState {
+    let seen = Arc::clone(gate);
+    AdminState {
+        table: Arc::clone(&gate.table),
+        metrics: Arc::clone(&gate.metrics),
+        explain: Arc::clone(&gate.explain),
+        readiness: Arc::clone(readiness),
+        safe_mode: Arc::clone(&gate.safe_mode),
+        refresh: Box::new(move |metrics| {
+            let stats = seen.index.stats();
+            metrics.index_blocks.set(stats.blocks as u64);
+            metrics.index_bytes.set(stats.bytes as u64);
+        }),
+        now: now as fn() -> Mono,
+        changes_from: loaded.config.admin.changes_from,
+        version: env!("CARGO_PKG_VERSION"),
+    }
+}

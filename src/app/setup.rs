@@ -1,0 +1,71 @@
+//! From configuration to what rooms are built with.
+use std::fs::File;
+use std::io::{self, Read};
+
+use crate::api::PathRules;
+use crate::base::{ModelName, Tokens};
+use crate::config::Config;
+use crate::pods::health;
+use crate::prefix::Limits;
+use crate::proxy::{Rules, Times};
+
+/// KV capacity assumed for a pod that has not told its own.
+const POD_TOKENS: Tokens = Tokens(1 << 20);
+
+/// Rules of the data path.
+pub(super) fn rules(config: &Config) -> Rules {
+    let paths = PathRules::new(&config.listen.paths.allow).unwrap_or_default();
+    let mut rules = Rules::of(&config.listen, &config.limits, &config.trust, paths);
+    for (name, rule) in config.models.iter() {
+        if *name != rule.upstream {
+            rules.aliases.insert(ModelName::clone(name), ModelName::clone(&rule.upstream));
+        }
+        rules.model_times.insert(ModelName::clone(&rule.upstream), Times::from(&rule.timeouts));
+    }
+    rules.connections_max = rules.connections_max.min(descriptors().unwrap_or(u64::MAX) / 2);
+    rules.explain = config.observe.explain;
+    rules.attempts_max = config.retry.attempts_max.into();
+    rules.retries_delivered = config.retry.is_delivered_retried;
+    rules
+}
+
+/// How pods are judged.
+pub(super) fn health(_config: &Config) -> health::Settings {
+    health::Settings::default()
+}
+
+/// Bounds of the prefix index.
+pub(super) fn index_limits(config: &Config) -> Limits {
+    Limits { bytes_max: usize::try_from(config.prefix.index_bytes_max).unwrap_or(usize::MAX), pod_tokens: POD_TOKENS }
+}
+
+/// One worker per processor that the process may use (container quotas respected).
+pub fn workers_default() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// An unpredictable number.
+pub(super) fn seed() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Descriptors the process may open.
+fn descriptors() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_tells_its_limits() {
+        assert!(descriptors().is_some_and(|count| count > 0));
+        assert!(workers_default() > 0);
+        assert_ne!(seed().ok(), seed().ok());
+    }
+}
