@@ -176,17 +176,25 @@ pub fn text(value: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// Writes the text of a string, given between its quotes, with escapes resolved. Goes eight bytes at a time through a
-/// buffer, because escapes come every few bytes in code and a search for each would cost more than the copy.
+/// buffer while escapes come every few bytes, as in code, and searches for the next one where they are rare.
 pub fn decode_into(raw: &[u8], sink: &mut impl Sink) {
     let mut rest = raw;
     let mut buffer = Buffer { bytes: [0; 512], len: 0 };
+    let mut clean_words = 0;
     while let Some(word) = rest.first_chunk::<8>() {
-        buffer.word(word, sink);
+        buffer.word(*word, sink);
         let found = first_hit(backslashes(u64::from_le_bytes(*word)));
         buffer.len += found;
         rest = rest.get(found..).unwrap_or_default();
+        clean_words += 1;
         if found < 8 {
             rest = decode_escape(rest, &mut buffer);
+            clean_words = 0;
+        } else if clean_words == 2 {
+            let (plain, next) = rest.split_at(memchr::memchr(b'\\', rest).unwrap_or(rest.len()));
+            buffer.plain(plain, sink);
+            rest = next;
+            clean_words = 0;
         }
     }
     buffer.flush(sink);
@@ -208,12 +216,29 @@ struct Buffer {
 
 impl Buffer {
     /// Puts a word behind the text; the caller says how much of it counts by raising `len`.
-    fn word(&mut self, word: &[u8; 8], sink: &mut impl Sink) {
+    fn word(&mut self, word: [u8; 8], sink: &mut impl Sink) {
         if self.len + 16 > self.bytes.len() {
             self.flush(sink);
         }
         if let Some(free) = self.bytes.get_mut(self.len..self.len + 8) {
-            free.copy_from_slice(word);
+            free.copy_from_slice(&word);
+        }
+    }
+
+    /// Takes text without escapes; what is long goes to the sink as it is.
+    fn plain(&mut self, text: &[u8], sink: &mut impl Sink) {
+        if self.len + text.len() > self.bytes.len() {
+            self.flush(sink);
+        }
+        match self.bytes.get_mut(self.len..self.len + text.len()) {
+            Some(free) if text.len() <= 256 => {
+                free.copy_from_slice(text);
+                self.len += text.len();
+            }
+            _ => {
+                self.flush(sink);
+                sink.put(text);
+            }
         }
     }
 
@@ -353,9 +378,22 @@ fn is_clean(block: &[u8]) -> bool {
     block.first_chunk::<32>().is_some_and(|block| block.iter().fold(0, |marks, byte| marks | mark(*byte)) == 0)
 }
 
+/// Offset of the next quote or backslash, or of a control byte before it.
+fn quote_or_escape(text: &[u8], mut at: usize) -> Option<usize> {
+    for _ in 0..2 {
+        let Some(word) = text.get(at..)?.first_chunk::<8>() else { break };
+        let found = first_hit(stops(u64::from_le_bytes(*word)));
+        at += found;
+        if found < 8 {
+            return Some(at);
+        }
+    }
+    memchr::memchr2(b'"', b'\\', text.get(at..)?).map(|found| at + found)
+}
+
 /// Offset just behind the closing quote of the string whose text starts at `at`; the end of the text if it is cut.
 fn string_end(text: &[u8], mut at: usize) -> usize {
-    while let Some(found) = next_stop(text, at) {
+    while let Some(found) = quote_or_escape(text, at) {
         match text.get(found) {
             Some(b'"') => return found + 1,
             Some(b'\\') => at = found + 2,
