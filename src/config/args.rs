@@ -3,7 +3,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::build::Override;
-use super::tree::{PodEntry, Tree};
+use super::tree::Tree;
+use crate::discovery::PodEntry;
 use crate::observe::LogLevel;
 use crate::pods::Role;
 

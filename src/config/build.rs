@@ -1,17 +1,16 @@
 //! From [`Tree`] to [`Config`]: everything that has a shape but makes no sense is found here, all at once.
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::locate::{Node, join};
-use super::pending::{Prefix, Retry, Routing, Telemetry};
-use super::pod_url::{self, Target};
 use super::problem::{Problem, Problems};
-use super::tree::{Pods, Tree};
+use super::sections::{Prefix, Routing};
+use super::tree::Tree;
 use crate::base::ModelName;
+use crate::discovery::{self, PodSource};
 use crate::proxy::settings::{Limits, Listen, Model, Slo, Timeouts, Trust};
-use crate::{admin, export, observe};
+use crate::scheduling::Profile;
+use crate::{admin, export, flow, observe, telemetry};
 
 /// What the configuration means. Each part is handed to its room.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,12 +19,10 @@ pub struct Config {
     pub listen: Listen,
     /// Where operators look.
     pub admin: admin::Settings,
+    /// Where requests go.
+    pub pods: discovery::Settings,
     /// Pod endpoints before resolution.
-    pub targets: Vec<Target>,
-    /// Time between two resolutions of host names.
-    pub resolve_interval: Duration,
-    /// File with the key sent to pods.
-    pub credential_file: Option<PathBuf>,
+    pub sources: Vec<PodSource>,
     /// Names of models and what differs for them.
     pub models: ModelNames,
     /// Who is believed.
@@ -34,12 +31,14 @@ pub struct Config {
     pub routing: Routing,
     /// Prefix index.
     pub prefix: Prefix,
+    /// How much the gate holds at once.
+    pub flow: flow::GateSettings,
     /// Retries.
-    pub retry: Retry,
+    pub retry: flow::RetrySettings,
     /// Limits and deadlines.
     pub limits: Limits,
     /// How pods are watched.
-    pub telemetry: Telemetry,
+    pub telemetry: telemetry::Settings,
     /// What is logged and counted.
     pub observe: observe::Settings,
     /// Where access lines go.
@@ -86,7 +85,7 @@ impl Config {
     /// path are told of the flag.
     pub(super) fn build(tree: Tree, text: &str, overrides: &[Override]) -> Result<Self, Problems> {
         let mut found = Found::new();
-        let targets = targets(&tree.pods, &mut found);
+        let sources = sources(&tree.pods, &mut found);
         let models = models(&tree.models, &tree.limits.timeouts, &mut found);
         let access_log = tree.observe.access_log.parse().unwrap_or_else(|hint: &str| {
             found.push(("observe.access_log".into(), hint.into()));
@@ -96,17 +95,16 @@ impl Config {
         if !found.is_empty() {
             return Err(Problems(placed(found, text, overrides)));
         }
-        let resolve_interval = Duration::from_secs(tree.pods.resolve_interval_s.into());
         Ok(Self {
             listen: tree.listen,
             admin: tree.admin,
-            targets,
-            resolve_interval,
-            credential_file: tree.pods.credential_file,
+            pods: tree.pods,
+            sources,
             models,
             trust: tree.trust,
             routing: tree.routing,
             prefix: tree.prefix,
+            flow: tree.flow,
             retry: tree.retry,
             limits: tree.limits,
             telemetry: tree.telemetry,
@@ -131,22 +129,17 @@ impl Config {
     }
 }
 
-fn targets(pods: &Pods, found: &mut Found) -> Vec<Target> {
-    let mut targets: Vec<Target> = Vec::new();
-    for (index, entry) in pods.list.iter().enumerate() {
-        let path = format!("pods.list[{index}].url");
-        match pod_url::parse(&entry.url) {
-            Err(hint) => found.push((path, hint)),
-            Ok((host, port, authority)) => {
-                let twin = targets.iter().position(|target| (&target.host, target.port) == (&host, port));
-                if let Some(twin) = twin {
-                    found.push((path, format!("is the same as pods.list[{twin}]; remove one of the two")));
-                }
-                targets.push(Target { host, port, authority, role: entry.role, labels: entry.labels.clone() });
-            }
+fn sources(pods: &discovery::Settings, found: &mut Found) -> Vec<PodSource> {
+    found.extend(pods.problems().into_iter().map(|(field, hint)| (format!("pods.{field}"), hint)));
+    let sources = pods.sources().unwrap_or_default();
+    for (index, source) in sources.iter().enumerate() {
+        let is_same = |other: &PodSource| (&other.host, other.port) == (&source.host, source.port);
+        if let Some(twin) = sources.iter().take(index).position(is_same) {
+            let hint = format!("is the same as pods.list[{twin}]; remove one of the two");
+            found.push((format!("pods.list[{index}].url"), hint));
         }
     }
-    targets
+    sources
 }
 
 fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Found) -> ModelNames {
@@ -186,7 +179,11 @@ fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Fou
 }
 
 fn sections(tree: &Tree, found: &mut Found) {
-    let rooms = [("listen", tree.listen.problems()), ("limits", tree.limits.problems())];
+    let rooms = [
+        ("listen", tree.listen.problems()),
+        ("limits", tree.limits.problems()),
+        ("telemetry", tree.telemetry.problems()),
+    ];
     for (key, problems) in rooms {
         found.extend(problems.into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));
     }
@@ -194,12 +191,17 @@ fn sections(tree: &Tree, found: &mut Found) {
     if is_taken(tree.listen.addr) || tree.listen.h2c_addr.is_some_and(is_taken) {
         found.push(("admin.addr".into(), "clients connect there already; write another port".into()));
     }
+    if !(0.0..=1.0).contains(&tree.retry.budget_share) {
+        found.push(("retry.budget_share".into(), "write a share from 0 to 1".into()));
+    }
+    let profile = Profile::new(&tree.routing.profile).err().into_iter().flatten();
+    found.extend(profile.map(|problem| ("routing.profile".to_owned(), problem.to_string())));
     let ranges = [
-        ("pods.resolve_interval_s", u64::from(tree.pods.resolve_interval_s), 1, 86_400),
-        ("retry.attempts_max", u64::from(tree.retry.attempts_max), 1, 5),
-        ("retry.budget_percent", u64::from(tree.retry.budget_percent), 0, 100),
-        ("telemetry.interval_ms", u64::from(tree.telemetry.interval_ms), 10, 60_000),
-        ("telemetry.timeout_ms", u64::from(tree.telemetry.timeout_ms), 10, 60_000),
+        ("retry.attempts_max", u64::from(tree.retry.attempts_max), 1, 2),
+        ("flow.requests_max", tree.flow.requests_max, 1, u64::MAX),
+        ("flow.requests_per_model_max", tree.flow.requests_per_model_max, 1, u64::MAX),
+        ("flow.body_bytes_held_max", tree.flow.body_bytes_held_max, tree.limits.body_bytes_max, u64::MAX),
+        ("prefix.pod_tokens_default", tree.prefix.pod_tokens_default, 1, u64::MAX),
         ("prefix.index_bytes_max", tree.prefix.index_bytes_max, 1 << 20, u64::MAX),
         ("observe.decisions_max", u64::from(tree.observe.decisions_max), 1, 1_000_000),
         ("observe.models_max", u64::from(tree.observe.models_max), 1, 65_000),
@@ -245,7 +247,7 @@ pods:
   list:
     - url: https://a:8000
     - {url: 'http://b:1'}
-    - url: http://b:1
+    - url: ftp://b:1
   resolve_interval_s: 0
 models:
   org/m.1:
@@ -273,6 +275,13 @@ observe:
             (18, "observe.access_log"),
         ];
         assert_eq!(places, expected.map(|(line, path)| (line, path.to_owned())));
+    }
+
+    #[test]
+    fn a_pod_is_listed_once() {
+        let text = "pods:\n  list:\n  - url: http://b:1\n  - url: http://b:2\n  - url: http://b:1\n";
+        let problems = check(text);
+        assert_eq!(problems.iter().map(|problem| problem.line).collect::<Vec<_>>(), [Some(5)]);
     }
 
     #[test]

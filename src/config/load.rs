@@ -1,47 +1,32 @@
-//! Reads the configuration and reads it again when a file changed.
+//! Reads the configuration and reads it again when it changed.
 //!
-//! Changes are noticed by time, inode and length of the files, which also sees the link swaps of a mounted ConfigMap. A bad
+//! Changes are noticed by time, inode and length of the file, which also sees the link swaps of a mounted ConfigMap. A bad
 //! reload changes nothing: the caller keeps what it has and tells the problems.
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::args::ServeArgs;
 use super::build::Config;
 use super::problem::{Problem, Problems};
 use super::shape::parse;
 use super::tree::Tree;
-use crate::observe::Secret;
 
 /// How often [`Watcher::poll`] is worth calling \[seconds\].
 pub const POLL_INTERVAL_S: u64 = 2;
 
-/// Largest configuration or credential file \[bytes\].
+/// Largest configuration file \[bytes\].
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// A configuration with what its files hold.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// The configuration.
-    pub config: Config,
-    /// Key sent to pods; `None` passes the client's own on.
-    pub credential: Option<Secret>,
-}
-
 /// Reads file and flags.
-pub fn load(args: &ServeArgs) -> Result<Loaded, Problems> {
+pub fn load(args: &ServeArgs) -> Result<Config, Problems> {
     let text = match &args.config {
         Some(path) => read(path, "--config")?,
         None => String::new(),
     };
     let mut tree: Tree = parse(&text)?;
     let overrides = args.apply(&mut tree);
-    let config = Config::build(tree, &text, &overrides)?;
-    let credential = match &config.credential_file {
-        Some(path) => Some(credential(path)?),
-        None => None,
-    };
-    Ok(Loaded { config, credential })
+    Config::build(tree, &text, &overrides)
 }
 
 fn read(path: &Path, told_as: &str) -> Result<String, Problems> {
@@ -53,18 +38,6 @@ fn read(path: &Path, told_as: &str) -> Result<String, Problems> {
     fs::read_to_string(path).map_err(|error| problem(error.to_string()))
 }
 
-/// The key in a file. What is in the file never gets into a problem.
-fn credential(path: &Path) -> Result<Secret, Problems> {
-    const TOLD_AS: &str = "pods.credential_file";
-    let text = read(path, TOLD_AS)?;
-    let key = text.trim();
-    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let what = format!("{}: must hold one key of visible ASCII characters and nothing else", path.display());
-        return Err(Problems(vec![Problem::new(TOLD_AS, what)]));
-    }
-    Ok(Secret::new(key))
-}
-
 /// Time, inode and length of a file; `None` if it is not there.
 type Stamp = Option<(i64, i64, u64, u64)>;
 
@@ -73,53 +46,39 @@ fn stamp(path: &Path) -> Stamp {
     Some((metadata.mtime(), metadata.mtime_nsec(), metadata.ino(), metadata.len()))
 }
 
-/// Notices changes of the configuration file and the files it names.
+/// Notices changes of the configuration file.
 #[derive(Debug)]
 pub struct Watcher {
     args: ServeArgs,
-    stamps: Vec<(PathBuf, Stamp)>,
+    stamp: Stamp,
 }
 
 impl Watcher {
-    /// Loads the first time and watches from then on.
-    pub fn start(args: ServeArgs) -> Result<(Loaded, Self), Problems> {
-        let before: Vec<_> = args.config.iter().map(|path| (path.clone(), stamp(path))).collect();
-        let loaded = load(&args)?;
-        let mut watcher = Self { args, stamps: before };
-        watcher.follow(&loaded);
-        Ok((loaded, watcher))
+    /// Loads the first time and watches from then on. Without a file it never has news.
+    pub fn start(args: ServeArgs) -> Result<(Config, Self), Problems> {
+        let stamp = args.config.as_deref().and_then(stamp);
+        let config = load(&args)?;
+        Ok((config, Self { args, stamp }))
     }
 
-    /// The new configuration if a file changed since the last call, or what is wrong with it. Told once per change.
-    pub fn poll(&mut self) -> Option<Result<Loaded, Problems>> {
-        let now: Vec<_> = self.stamps.iter().map(|(path, _)| (path.clone(), stamp(path))).collect();
-        if now == self.stamps {
+    /// The new configuration if the file changed since the last call, or what is wrong with it. Told once per change.
+    pub fn poll(&mut self) -> Option<Result<Config, Problems>> {
+        let now = self.args.config.as_deref().and_then(stamp);
+        if now == self.stamp {
             return None;
         }
-        self.stamps = now;
-        let loaded = load(&self.args);
-        if let Ok(loaded) = &loaded {
-            self.follow(loaded);
-        }
-        Some(loaded)
-    }
-
-    /// Watches the credential file of the configuration in force.
-    fn follow(&mut self, loaded: &Loaded) {
-        let (config, credential) = (&self.args.config, &loaded.config.credential_file);
-        self.stamps.retain(|(path, _)| [config, credential].into_iter().flatten().any(|watched| watched == path));
-        if let Some(path) = credential
-            && !self.stamps.iter().any(|(watched, _)| watched == path)
-        {
-            self.stamps.push((path.clone(), stamp(path)));
-        }
+        self.stamp = now;
+        Some(load(&self.args))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::float_cmp)]
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::discovery::PodSource;
     use crate::pods::Role;
 
     struct Folder(PathBuf);
@@ -157,13 +116,17 @@ mod tests {
             explain: true,
             ..ServeArgs::default()
         };
-        let config = load(&args).unwrap().config;
+        let config = load(&args).unwrap();
         assert_eq!((config.listen.addr.port(), config.listen.threads, config.observe.explain), (2, Some(3), true));
-        let pods: Vec<_> = config.targets.iter().map(|target| (&*target.host, target.role)).collect();
-        assert_eq!(pods, [("p", Role::Prefill), ("d", Role::Decode)]);
-        let wrong = ServeArgs { pod: vec!["nonsense".into()], ..ServeArgs::default() };
+        let pods: Vec<_> =
+            config.sources.iter().map(|PodSource { authority, role, .. }| (&**authority, *role)).collect();
+        assert_eq!(pods, [("p:1", Role::Prefill), ("d:1", Role::Decode)]);
+        let wrong = ServeArgs { pod: vec!["ftp://a:1".into()], ..ServeArgs::default() };
         let problem = load(&wrong).unwrap_err().to_string();
-        assert_eq!(problem, "--pod, --prefill or --decode: the scheme is missing; write http://nonsense");
+        assert_eq!(
+            problem,
+            "--pod, --prefill or --decode: `ftp://` is not a scheme pods speak; write http://host:port"
+        );
     }
 
     #[test]
@@ -171,8 +134,8 @@ mod tests {
         let folder = Folder::new("reload");
         let file = folder.write("c.yaml", "pods: {resolve_interval_s: 7}\n");
         let args = ServeArgs { config: Some(file.clone()), ..ServeArgs::default() };
-        let (loaded, mut watcher) = Watcher::start(args).unwrap();
-        assert_eq!(loaded.config.resolve_interval.as_secs(), 7);
+        let (config, mut watcher) = Watcher::start(args).unwrap();
+        assert_eq!(config.pods.resolve_interval_s, 7.0);
         assert!(watcher.poll().is_none());
         folder.write("c.yaml", "pods: {resolve_interval_s: soon}\n");
         let problems = watcher.poll().unwrap().unwrap_err();
@@ -181,23 +144,6 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert!(watcher.poll().unwrap().is_err());
         folder.write("c.yaml", "pods: {resolve_interval_s: 9000}\n");
-        assert_eq!(watcher.poll().unwrap().unwrap().config.resolve_interval.as_secs(), 9_000);
-    }
-
-    #[test]
-    fn a_credential_is_watched_and_never_shown() {
-        let folder = Folder::new("credential");
-        let key = folder.write("key", "sk-canary-1\n");
-        let file = folder.write("c.yaml", &format!("pods: {{credential_file: '{}'}}\n", key.display()));
-        let args = ServeArgs { config: Some(file), ..ServeArgs::default() };
-        let (loaded, mut watcher) = Watcher::start(args).unwrap();
-        assert_eq!(loaded.credential.as_ref().map(Secret::expose), Some("sk-canary-1"));
-        assert!(!format!("{loaded:?}").contains("canary"));
-        folder.write("key", "sk-canary-two\n");
-        let rotated = watcher.poll().unwrap().unwrap();
-        assert_eq!(rotated.credential.as_ref().map(Secret::expose), Some("sk-canary-two"));
-        folder.write("key", "sk-canary two keys\n");
-        let problem = watcher.poll().unwrap().unwrap_err();
-        assert!(!format!("{problem} {problem:?}").contains("canary"));
+        assert_eq!(watcher.poll().unwrap().unwrap().pods.resolve_interval_s, 9_000.0);
     }
 }

@@ -37,7 +37,7 @@ fn mapping(out: &mut String, values: &Value, order: &Node, schema: &Value, depth
         if depth == 0 {
             out.push('\n');
         }
-        let is_section = value.as_object().is_some_and(|members| !members.is_empty());
+        let is_section = value.is_object() && resolved(schema).get("properties").is_some();
         let kind = kind(schema);
         let is_plain =
             is_section || !(value.is_null() || value.is_array() || value.is_object() || kind.starts_with("one of"));

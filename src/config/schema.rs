@@ -46,7 +46,8 @@ pub(super) fn member<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {
 /// Doc comment of a field on one line, else of its type.
 pub(super) fn doc(schema: &Value) -> String {
     let own = schema.get("description").or_else(|| resolved(schema).get("description"));
-    own.and_then(Value::as_str).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = own.and_then(Value::as_str).unwrap_or_default().split_whitespace();
+    words.collect::<Vec<_>>().join(" ").replace("\\[", "[").replace("\\]", "]")
 }
 
 /// Follows references and looks through "or null".
@@ -112,10 +113,10 @@ mod tests {
         for (path, start) in [
             ("limits.body_bytes_max", "a whole number (Largest request body, in bytes"),
             ("observe.log", "one of off, error, warn, info, debug, trace (Level"),
-            ("pods.list[3].url", "text (Where it listens"),
+            ("pods.list[3].url", "text (`http://host:port`"),
             ("models.\"org/m.1\".timeouts.answer_s", "a whole number (Until the end"),
             ("listen.threads", "a whole number (Worker threads"),
-            ("pods.list", "a list (Endpoints"),
+            ("pods.list", "a list (The pods"),
         ] {
             let described = describe(path).unwrap_or_default();
             assert!(described.starts_with(start), "{path}: {described}");

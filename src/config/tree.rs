@@ -1,14 +1,12 @@
 //! What is written: the whole configuration as serde sees it.
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::pending::{Prefix, Retry, Routing, Telemetry};
-use crate::pods::Role;
+use super::sections::{Prefix, Routing};
 use crate::proxy::settings::{Limits, Listen, Model, Trust};
-use crate::{admin, observe};
+use crate::{admin, discovery, flow, observe, telemetry};
 
 /// The configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -19,7 +17,7 @@ pub struct Tree {
     /// Where operators look.
     pub admin: admin::Settings,
     /// Where requests go.
-    pub pods: Pods,
+    pub pods: discovery::Settings,
     /// What differs for single models, by the name clients use.
     pub models: BTreeMap<String, Model>,
     /// Who is believed.
@@ -28,44 +26,14 @@ pub struct Tree {
     pub routing: Routing,
     /// What the gate remembers of prompts (hashes, never text).
     pub prefix: Prefix,
+    /// How much the gate holds at once.
+    pub flow: flow::GateSettings,
     /// What is tried again on another pod.
-    pub retry: Retry,
+    pub retry: flow::RetrySettings,
     /// What is refused, and when the gate gives up.
     pub limits: Limits,
     /// How pods are watched.
-    pub telemetry: Telemetry,
+    pub telemetry: telemetry::Settings,
     /// What is logged and counted.
     pub observe: observe::Settings,
-}
-
-/// Settings under `pods`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Pods {
-    /// Endpoints. A host name with several addresses is several pods.
-    pub list: Vec<PodEntry>,
-    /// File with the key that is sent to pods as bearer token, in place of the client's own. Unset passes the client's on.
-    pub credential_file: Option<PathBuf>,
-    /// Time between two resolutions of host names, in seconds.
-    pub resolve_interval_s: u32,
-}
-
-impl Default for Pods {
-    fn default() -> Self {
-        Self { list: Vec::new(), credential_file: None, resolve_interval_s: 10 }
-    }
-}
-
-/// One entry of `pods.list`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PodEntry {
-    /// Where it listens, as `http://host:port`.
-    pub url: String,
-    /// What it may be asked to do: `both`, `prefill` or `decode`.
-    #[serde(default)]
-    pub role: Role,
-    /// Labels of your own, for logs and routing.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
 }

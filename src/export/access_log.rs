@@ -194,7 +194,6 @@ fn write_lines(lines: &Receiver<String>, mut sink: Box<dyn Sink>, metrics: &Metr
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use std::sync::Mutex;
-    use std::sync::mpsc::channel;
 
     use super::*;
     use crate::observe::{Cause, MetricLimits};
@@ -219,7 +218,7 @@ mod tests {
     #[test]
     fn a_stuck_writer_drops_and_counts_but_never_blocks() {
         let metrics = Metrics::new(MetricLimits::default());
-        let (open_gate, gate) = channel();
+        let (open_gate, gate) = sync_channel(1);
         let out = Arc::new(Mutex::new(Vec::new()));
         let sink = Box::new(Gated { gate, out: Arc::clone(&out) });
         let (log, writer) = AccessLog::with_sink(sink, 4, Arc::clone(&metrics)).unwrap();

@@ -16,8 +16,6 @@ pub type Problems = Vec<(&'static str, String)>;
 pub const ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// Default of [`Limits::body_bytes_max`].
 pub const BODY_BYTES_MAX: u64 = 64 << 20;
-/// Default of [`Limits::body_held_bytes_max`].
-pub const BODY_HELD_BYTES_MAX: u64 = 1 << 30;
 /// Default of [`Limits::head_bytes_max`] and [`Limits::answer_head_bytes_max`].
 pub const HEAD_BYTES_MAX: u32 = 64 << 10;
 /// Default of [`Limits::head_fields_max`].
@@ -26,8 +24,6 @@ pub const HEAD_FIELDS_MAX: u16 = 100;
 pub const TARGET_BYTES_MAX: u32 = 8 << 10;
 /// Default of [`Limits::connections_max`].
 pub const CONNECTIONS_MAX: u32 = 20_000;
-/// Default of [`Limits::requests_max`].
-pub const REQUESTS_MAX: u32 = 20_000;
 /// Default of [`Limits::stream_buffer_bytes_max`].
 pub const STREAM_BUFFER_BYTES_MAX: u32 = 64 << 10;
 
@@ -93,10 +89,6 @@ pub struct Paths {
 pub struct Limits {
     /// Largest request body, in bytes; more is answered 413.
     pub body_bytes_max: u64,
-    /// Request bodies held in memory together, in bytes; more is answered 429.
-    pub body_held_bytes_max: u64,
-    /// Share, in percent, of `body_held_bytes_max` and `requests_max` that one model may take.
-    pub model_share_percent_max: u8,
     /// Largest request head, in bytes; more is answered 431.
     pub head_bytes_max: u32,
     /// Most header fields of a request; more is answered 431.
@@ -107,8 +99,6 @@ pub struct Limits {
     pub answer_head_bytes_max: u32,
     /// Most client connections. Half the file descriptors of the process is the limit if that is less.
     pub connections_max: u32,
-    /// Most requests in flight together; more is answered 429.
-    pub requests_max: u32,
     /// Bytes buffered per stream towards a slow client before the pod is slowed down.
     pub stream_buffer_bytes_max: u32,
     /// Memory of the process at which it refuses everything, in bytes; it starts to shed at 80 %. Unset means what the
@@ -122,14 +112,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes_max: BODY_BYTES_MAX,
-            body_held_bytes_max: BODY_HELD_BYTES_MAX,
-            model_share_percent_max: 80,
             head_bytes_max: HEAD_BYTES_MAX,
             head_fields_max: HEAD_FIELDS_MAX,
             target_bytes_max: TARGET_BYTES_MAX,
             answer_head_bytes_max: HEAD_BYTES_MAX,
             connections_max: CONNECTIONS_MAX,
-            requests_max: REQUESTS_MAX,
             stream_buffer_bytes_max: STREAM_BUFFER_BYTES_MAX,
             memory_bytes_max: None,
             timeouts: Timeouts::default(),
@@ -141,13 +128,6 @@ impl Limits {
     /// Everything that makes no sense.
     pub fn problems(&self) -> Problems {
         let mut problems = Vec::new();
-        if self.body_held_bytes_max < self.body_bytes_max {
-            let text = format!("must hold at least one body; write {} or more", self.body_bytes_max);
-            problems.push(("body_held_bytes_max", text));
-        }
-        if !(1..=100).contains(&self.model_share_percent_max) {
-            problems.push(("model_share_percent_max", "write a number from 1 to 100".to_owned()));
-        }
         for (field, value, least) in [
             ("body_bytes_max", self.body_bytes_max, 1_024),
             ("head_bytes_max", self.head_bytes_max.into(), 1_024),
@@ -155,7 +135,6 @@ impl Limits {
             ("target_bytes_max", self.target_bytes_max.into(), 64),
             ("answer_head_bytes_max", self.answer_head_bytes_max.into(), 1_024),
             ("connections_max", self.connections_max.into(), 1),
-            ("requests_max", self.requests_max.into(), 1),
             ("stream_buffer_bytes_max", self.stream_buffer_bytes_max.into(), 4_096),
             ("memory_bytes_max", self.memory_bytes_max.unwrap_or(u64::MAX), 64 << 20),
         ] {
@@ -376,9 +355,9 @@ mod tests {
         assert_eq!(Limits::default().problems(), []);
         assert_eq!(Listen::default().problems(), []);
         let timeouts = Timeouts { head_s: 0, ..Timeouts::default() };
-        let limits = Limits { body_held_bytes_max: 1, requests_max: 0, timeouts, ..Limits::default() };
+        let limits = Limits { head_fields_max: 1, connections_max: 0, timeouts, ..Limits::default() };
         let fields: Vec<_> = limits.problems().into_iter().map(|(field, _)| field).collect();
-        assert_eq!(fields, ["body_held_bytes_max", "requests_max", "timeouts.head_s"]);
+        assert_eq!(fields, ["head_fields_max", "connections_max", "timeouts.head_s"]);
         let allow = ["/ok", "/ok/*", "no", "/a*", "/*/b", "/q?x"].map(str::to_owned).to_vec();
         let listen = Listen { threads: Some(0), h2c_addr: Some(ADDR), paths: Paths { allow }, ..Listen::default() };
         assert_eq!(listen.problems().len(), 2 + 4);

@@ -1,0 +1,31 @@
+//! Sections that are put together from several rooms, or that a room takes as plain numbers.
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::scheduling::ProfileSettings;
+
+/// Settings under `routing`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// Start in safe mode: least in flight, no prefix index.
+    pub safe_mode: bool,
+    /// Filters, scorers and picker of a decision.
+    pub profile: ProfileSettings,
+}
+
+/// Settings under `prefix`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prefix {
+    /// Memory of the prefix index, in bytes; the least recently used blocks go first.
+    pub index_bytes_max: u64,
+    /// Tokens a pod's KV cache is taken to hold as long as the pod has not told.
+    pub pod_tokens_default: u64,
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self { index_bytes_max: 256 << 20, pod_tokens_default: 1 << 20 }
+    }
+}
