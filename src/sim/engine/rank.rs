@@ -424,7 +424,7 @@ mod tests {
         let mut rng = Rng::new(1);
         let (mut events, mut produced) = (Vec::new(), 0);
         for id in 0..1_000 {
-            let prompt: Vec<u32> = (0..1 + rng.below(400) as u32).collect();
+            let prompt: Vec<u32> = (0..=rng.below(400) as u32).collect();
             engine.submit(Job { prompt: Prompt::of(&prompt, id, 16), ..job(id, &[], 200) }).unwrap();
         }
         let mut is_busy = true;

@@ -22,6 +22,9 @@ use super::wire::{Step, Wire, reset};
 /// Bytes read at once.
 const READ_BYTES: usize = 4 << 10;
 
+/// After an early answer the body is never read, and the connection stays open so long.
+const EARLY_ANSWER_OPEN: Duration = Duration::from_secs(5);
+
 /// One request and the way to answer it.
 pub(super) struct Exchange<'a> {
     pub(super) pod: &'a Arc<Shared>,
@@ -101,8 +104,9 @@ async fn exchange(
     if let Some(status) = plan.early_answer {
         let mut wire = Wire::new(stream, unread, &head, None);
         wire.close_after();
-        let ended = early_answer(&mut wire, status, shape_of(&head)).await;
-        entry.end(ended, wire.status, wire.sent);
+        let result = wire.reply(&Refused::status(status).reply(shape_of(&head))).await;
+        entry.end(result.err().unwrap_or(Ended::Complete), wire.status, wire.sent);
+        tokio::time::sleep(EARLY_ANSWER_OPEN).await;
         return false;
     }
     let body = match read_body(stream, unread, &head, pod.config.body_bytes_max).await {
@@ -160,19 +164,6 @@ async fn respond(x: &mut Exchange<'_>) -> Step {
         return x.wire.reply(&reply).await;
     }
     routes::answer(x).await
-}
-
-/// Answers before the body is read, and then never reads it: closes when the client does, or after a while.
-async fn early_answer(wire: &mut Wire<'_>, status: u16, shape: Shape) -> Ended {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let reply = Refused::status(status).reply(shape);
-    match wire.reply(&reply).await {
-        Ok(()) => {
-            tokio::time::sleep(PATIENCE).await;
-            Ended::Complete
-        }
-        Err(ended) => ended,
-    }
 }
 
 /// Shape of errors on this path.

@@ -1,22 +1,15 @@
-//! What the simulated pods take from the process: the monotonic clock, the date, tasks. One place, so that the clock and
-//! the supervisor of the runtime room can be put in.
+//! What the simulated pods take from the process: the date, tasks, and a flag to wait on.
 use std::future::Future;
-use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::base::Mono;
+pub(super) use crate::runtime::now;
+use crate::runtime::{supervise, unix_ms};
 
-/// Now, since the first use.
-pub(super) fn now() -> Mono {
-    static START: OnceLock<Instant> = OnceLock::new();
-    Mono::ZERO.after(START.get_or_init(Instant::now).elapsed())
-}
-
-/// Starts a task.
-pub(super) fn spawn(_name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-    tokio::spawn(task);
+/// Starts a task that ends by itself.
+pub(super) fn spawn(name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    supervise(name, task).detach();
 }
 
 /// Comes back when the flag is raised, or when nobody can raise it any more.
@@ -26,7 +19,7 @@ pub(super) async fn raised(flag: &mut watch::Receiver<bool>) {
 
 /// Wall clock since 1970.
 pub(super) fn unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    Duration::from_millis(unix_ms())
 }
 
 /// `Sun, 22 Nov 2026 05:09:14 GMT` (RFC 9110, 5.6.7).

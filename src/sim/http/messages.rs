@@ -8,16 +8,17 @@ fn stop_reason(ask: &Ask) -> &'static str {
     if ask.output_max.is_some() { "max_tokens" } else { "end_turn" }
 }
 
-fn usage(ask: &Ask, cached: u64) -> String {
-    format!(
-        r#"{{"input_tokens":{},"output_tokens":{},"cache_creation_input_tokens":0,"cache_read_input_tokens":{cached}}}"#,
-        ask.prompt_tokens().saturating_sub(cached),
-        ask.output_tokens(),
-    )
+/// `input_tokens` are without those read from the cache; a pod that does not report these leaves the cache fields out.
+fn usage(ask: &Ask, cached: Option<u64>) -> String {
+    let (input, output) = (ask.prompt_tokens().saturating_sub(cached.unwrap_or(0)), ask.output_tokens());
+    let cache = cached
+        .map(|cached| format!(r#","cache_creation_input_tokens":0,"cache_read_input_tokens":{cached}"#))
+        .unwrap_or_default();
+    format!(r#"{{"input_tokens":{input},"output_tokens":{output}{cache}}}"#)
 }
 
-/// A whole answer. `cached` is 0 when the pod does not report it.
-pub(super) fn whole(ask: &Ask, id: &str, cached: u64) -> String {
+/// A whole answer. `cached` is `None` when the pod does not report it.
+pub(super) fn whole(ask: &Ask, id: &str, cached: Option<u64>) -> String {
     let text = ask.wanted.first().map(|wanted| content::text(wanted.seed, 0, wanted.tokens)).unwrap_or_default();
     format!(
         r#"{{"id":"chatcmpl-{id}","type":"message","role":"assistant","content":[{{"type":"text","text":{}}}],"model":{},"stop_reason":"{}","usage":{}}}"#,
@@ -33,13 +34,13 @@ pub(super) struct MessageStream<'a> {
     ask: &'a Ask,
     id: &'a str,
     has_details: bool,
-    cached: u64,
+    cached: Option<u64>,
 }
 
 impl<'a> MessageStream<'a> {
     /// A stream with this id; `has_details` reports cached tokens.
     pub(super) fn new(ask: &'a Ask, id: &'a str, has_details: bool) -> Self {
-        Self { ask, id, has_details, cached: 0 }
+        Self { ask, id, has_details, cached: None }
     }
 }
 
@@ -51,7 +52,7 @@ fn delta(text: &str) -> Vec<u8> {
 
 impl Dialect for MessageStream<'_> {
     fn opening(&mut self, cached: u64, out: &mut Events) {
-        self.cached = if self.has_details { cached } else { 0 };
+        self.cached = self.has_details.then_some(cached);
         let start = format!(
             r#"{{"type":"message_start","message":{{"id":"chatcmpl-{}","type":"message","role":"assistant","content":[],"model":{},"stop_reason":null,"stop_sequence":null,"usage":{{"input_tokens":{},"output_tokens":0}}}}}}"#,
             self.id,

@@ -108,6 +108,11 @@ impl Figures {
     }
 }
 
+/// A value of an engine.
+type OfStats = fn(&Stats) -> u64;
+/// A histogram of a rank.
+type OfFigures = fn(&Figures) -> &Histogram;
+
 /// The text of a page being written.
 struct Page {
     text: String,
@@ -117,13 +122,16 @@ struct Page {
 
 impl Page {
     fn family(&mut self, name: &str, kind: &str) {
-        self.text.push_str(&format!("# HELP {name} See vLLM.\n# TYPE {name} {kind}\n"));
+        for part in ["# HELP ", name, " See vLLM.\n# TYPE ", name, " ", kind, "\n"] {
+            self.text.push_str(part);
+        }
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: f64) {
-        let number = number(value);
-        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        self.text.push_str(&format!("{name}{braces} {number}\n"));
+        let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
+        for part in [name, open, labels, close, " ", &number(value), "\n"] {
+            self.text.push_str(part);
+        }
     }
 
     fn labels(&self, rank: usize, more: &str) -> String {
@@ -252,7 +260,7 @@ fn counters(page: &mut Page, ranks: &[(Stats, u64, Figures)]) {
     each("vllm:prompt_tokens_total", |stats| stats.prompt_tokens);
     each("vllm:prompt_tokens_cached_total", |stats| stats.hit_tokens);
     each("vllm:generation_tokens_total", |stats| stats.generated_tokens);
-    let mut by_source = |name: &str, sources: &[(&str, fn(&Stats) -> u64)]| {
+    let mut by_source = |name: &str, sources: &[(&str, OfStats)]| {
         page.family(name, "counter");
         for (rank, (stats, ..)) in ranks.iter().enumerate() {
             for (source, value) in sources {
@@ -300,7 +308,7 @@ fn requests(page: &mut Page, ranks: &[(Stats, u64, Figures)]) {
 }
 
 fn histograms(page: &mut Page, ranks: &[(Stats, u64, Figures)]) {
-    let all: [(&str, fn(&Figures) -> &Histogram); 10] = [
+    let all: [(&str, OfFigures); 10] = [
         ("vllm:time_to_first_token_seconds", |figures| &figures.ttft),
         ("vllm:inter_token_latency_seconds", |figures| &figures.interval),
         ("vllm:request_time_per_output_token_seconds", |figures| &figures.interval),

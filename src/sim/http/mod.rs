@@ -27,6 +27,8 @@ mod refuse;
 mod responses;
 mod routes;
 mod script;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod wire;
 

@@ -19,8 +19,9 @@ use crate::sim::engine::{Engine, Event, EventKind, Job, Prompt, Refusal, Stats};
 
 /// All ranks of a pod.
 pub(super) struct Ranks {
-    ranks: Vec<Arc<Rank>>,
+    all: Vec<Arc<Rank>>,
     jobs: AtomicU64,
+    block_tokens: u32,
     is_instant: bool,
 }
 
@@ -71,7 +72,7 @@ impl Ranks {
     /// Ranks as configured; their tasks end when `stop` becomes true.
     pub(super) fn new(config: &SimConfig, stop: &watch::Sender<bool>) -> Self {
         let is_instant = config.speed <= 0.0;
-        let ranks: Vec<Arc<Rank>> = (0..config.ranks.max(1))
+        let all: Vec<Arc<Rank>> = (0..config.ranks.max(1))
             .map(|_| {
                 let engine = Engine::new(config.engine_settings());
                 let core = Core { engine, flights: HashMap::new(), events: Vec::new(), figures: Figures::default() };
@@ -79,21 +80,21 @@ impl Ranks {
             })
             .collect();
         if !is_instant {
-            for rank in &ranks {
+            for rank in &all {
                 host::spawn("simulated engine", drive(rank.clone(), stop.subscribe()));
             }
         }
-        Self { ranks, jobs: AtomicU64::new(0), is_instant }
+        Self { all, jobs: AtomicU64::new(0), block_tokens: config.engine.block_tokens, is_instant }
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        self.ranks.len()
+        self.all.len()
     }
 
     /// Requests in flight on all ranks.
     pub(super) fn in_flight(&self) -> u64 {
-        self.ranks.iter().map(|rank| rank.in_flight.load(Relaxed)).sum()
+        self.all.iter().map(|rank| rank.in_flight.load(Relaxed)).sum()
     }
 
     /// Figures of each rank: engine, requests in flight (streams still being written included), history.
@@ -102,12 +103,12 @@ impl Ranks {
             let core = rank.core.lock();
             (core.engine.stats(), rank.in_flight.load(Relaxed), core.figures.clone())
         };
-        self.ranks.iter().map(one).collect()
+        self.all.iter().map(one).collect()
     }
 
     /// Empties the prefix caches of idle ranks.
     pub(super) fn reset_caches(&self) {
-        for rank in &self.ranks {
+        for rank in &self.all {
             rank.core.lock().engine.reset_cache();
         }
     }
@@ -119,8 +120,8 @@ impl Ranks {
         sequences: &[Sequence<'_>],
         is_streamed: bool,
     ) -> Result<Run, Refusal> {
-        let least = || self.ranks.iter().min_by_key(|rank| rank.in_flight.load(Relaxed));
-        let Some(rank) = rank.and_then(|rank| self.ranks.get(rank)).or_else(least) else { return Err(Refusal::Busy) };
+        let least = || self.all.iter().min_by_key(|rank| rank.in_flight.load(Relaxed));
+        let Some(rank) = rank.and_then(|rank| self.all.get(rank)).or_else(least) else { return Err(Refusal::Busy) };
         let count = sequences.len() as u64;
         let flight = Arc::new(Flight {
             produced: sequences.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -140,16 +141,20 @@ impl Ranks {
             output_tokens: sequences.iter().map(|sequence| sequence.output_tokens).sum(),
             asked: count,
         };
+        // Hashing a long prompt takes a while: not under the lock.
+        let job = |(id, sequence): (u64, &Sequence<'_>)| {
+            let prompt = Prompt::of(sequence.prompt, sequence.root, self.block_tokens);
+            Job { id, prompt, output_tokens: sequence.output_tokens, seed: sequence.seed }
+        };
+        let jobs: Vec<Job> = (first_job..).zip(sequences).map(job).collect();
         let in_flight = rank.in_flight.fetch_add(count, Relaxed);
         let mut core = rank.core.lock();
         let settings = *core.engine.settings();
         let limit = settings.queue_max.map(|queue| u64::from(settings.sequences_max) + u64::from(queue));
         let is_full = self.is_instant && limit.is_some_and(|limit| in_flight >= limit);
         let mut entered = if is_full { Err(Refusal::Busy) } else { Ok(()) };
-        for (place, sequence) in sequences.iter().enumerate() {
-            let id = first_job + place as u64;
-            let prompt = Prompt::of(sequence.prompt, sequence.root, settings.block_tokens);
-            let job = Job { id, prompt, output_tokens: sequence.output_tokens, seed: sequence.seed };
+        for (place, job) in jobs.into_iter().enumerate() {
+            let id = job.id;
             entered = entered.and_then(|()| core.engine.submit(job));
             if entered.is_err() {
                 break;
@@ -163,7 +168,12 @@ impl Ranks {
             return Err(refusal);
         }
         if self.is_instant {
-            while run.flight.left.load(Relaxed) > 0 && core.advance(run.begun).is_some() {}
+            while !run.is_done() {
+                let now = core.engine.due().unwrap_or(run.begun).max(run.begun);
+                if core.advance(now).is_none() {
+                    break;
+                }
+            }
         } else if core.engine.due().is_none() {
             rank.wake.notify_one();
         }

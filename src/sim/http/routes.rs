@@ -1,4 +1,5 @@
 //! From a request to its answer: routing, authorisation, and the common way of everything that generates.
+use bytes::Bytes;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -167,16 +168,22 @@ fn refuse(x: &Exchange<'_>, refused: &Refused) -> Reply {
 }
 
 fn stored(x: &Exchange<'_>, id: &str, is_cancel: bool) -> Reply {
-    let wrong = |status, message: String| Refused {
-        status,
-        kind: "invalid_request_error",
-        message,
-        param: Some("response_id".to_owned()),
-    };
     match x.life.responses.get(id) {
-        None => wrong(404, format!("Response with id '{id}' not found.")).reply(Shape::OpenAi),
-        Some(_) if is_cancel => wrong(400, "Cannot cancel a synchronous response.".to_owned()).reply(Shape::OpenAi),
+        None => unknown_id(id).reply(Shape::OpenAi),
+        Some(_) if is_cancel => {
+            let message = "Cannot cancel a synchronous response.".to_owned();
+            Refused { status: 400, message, ..unknown_id(id) }.reply(Shape::OpenAi)
+        }
         Some(stored) => Reply::json(stored.body),
+    }
+}
+
+fn unknown_id(id: &str) -> Refused {
+    Refused {
+        status: 404,
+        kind: "invalid_request_error",
+        message: format!("Response with id '{id}' not found."),
+        param: Some("response_id".to_owned()),
     }
 }
 
@@ -241,17 +248,8 @@ fn enter_sequences(
 /// Reads the body of a generate route; with it the tokens of an earlier response that it continues.
 fn read(x: &Exchange<'_>, face: Face, body: &Value) -> Result<Ask, Refused> {
     let previous = body.get("previous_response_id").and_then(Value::as_str).filter(|_| face == Face::Responses);
-    let history = match previous {
-        None => Vec::new(),
-        Some(id) => match x.life.responses.get(id) {
-            Some(stored) => stored.tokens,
-            None => {
-                let message = format!("Response with id '{id}' not found.");
-                let param = Some("response_id".to_owned());
-                return Err(Refused { status: 404, kind: "invalid_request_error", message, param });
-            }
-        },
-    };
+    let history = previous.map(|id| x.life.responses.get(id).map(|stored| stored.tokens).ok_or_else(|| unknown_id(id)));
+    let history = history.transpose()?.unwrap_or_default();
     Ask::read(face, body, &history, &x.pod.config)
 }
 
@@ -276,8 +274,12 @@ async fn generate(x: &mut Exchange<'_>, face: Face) -> Step {
             return x.wire.reply(&reply).await;
         }
     };
-    let previous = body.get("previous_response_id").and_then(Value::as_str);
+    let previous = body.get("previous_response_id").and_then(Value::as_str).map(str::to_owned);
+    let previous = previous.as_deref();
     let is_stored = body.get("store").and_then(Value::as_bool) != Some(false);
+    // A stream may last long; its body is not needed any more.
+    drop(body);
+    x.body = Bytes::new();
     if ask.is_streamed {
         streamed(x, face, &ask, run, previous, is_stored).await
     } else {
@@ -332,7 +334,7 @@ async fn whole(x: &mut Exchange<'_>, face: Face, ask: &Ask, run: Run, previous: 
         Face::Chat => chat::whole(ask, &x.id, x.created, cached),
         Face::Completions => completions::whole(ask, &x.id, x.created, cached),
         Face::Generate => completions::generated(ask, &x.id, x.created, cached),
-        Face::Messages => messages::whole(ask, &x.id, cached.unwrap_or(0)),
+        Face::Messages => messages::whole(ask, &x.id, cached),
         Face::Responses => {
             let frame = frame(x, ask, previous);
             if is_stored {

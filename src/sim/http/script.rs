@@ -167,8 +167,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Every generate request and every other request meets this fault. Metrics faults apply to `/metrics` only, all others
-    /// to `POST` only, unless `path` names another.
+    /// Every request of any method for `path`, if one is named, meets this fault; without a path, `GET /metrics` meets
+    /// metrics faults and every `POST` all others.
     pub fn new(fault: Fault) -> Self {
         Self { fault, is_for_connections: false, path: None, header: None, marker: None, matches: 1..=u64::MAX }
     }
