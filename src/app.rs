@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminState, spawn_thread};
 use crate::base::Mono;
-use crate::config::{Loaded, Problems, ServeArgs, Watcher};
+use crate::config::{Config, Problems, ServeArgs, Watcher};
 use crate::export::AccessLog;
 use crate::export::access_log::Writer;
 use crate::observe::{ExplainRing, MetricLimits, Metrics, Readiness};
@@ -24,7 +24,6 @@ use crate::pods::Table;
 use crate::prefix::Index;
 use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
 use crate::runtime::now;
-use crate::scheduling::Profile;
 
 pub use setup::workers_default;
 
@@ -63,33 +62,32 @@ pub struct App {
 impl App {
     /// Reads the configuration and starts everything. `hook` is called at each phase of each request; only tests have one.
     pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
-        let (loaded, watcher) = Watcher::start(args).map_err(StartError::Config)?;
-        let config = &loaded.config;
+        let (config, watcher) = Watcher::start(args).map_err(StartError::Config)?;
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
         let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(&metrics))?;
         let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
         let safe_mode = Arc::new(AtomicBool::new(config.routing.safe_mode));
         let readiness = Arc::new(Readiness::default());
         let gate = Gate::new(Parts {
-            table: Arc::new(Table::new(setup::health(config))),
-            index: Arc::new(Index::new(setup::index_limits(config))),
+            table: Arc::new(Table::new(config.pods.health.clone())),
+            index: Arc::new(Index::new(setup::index_limits(&config))),
             metrics: Arc::clone(&metrics),
             explain: Arc::clone(&explain),
             safe_mode: Arc::clone(&safe_mode),
             log: Box::new(move |record| log.write(record)),
             hook,
-            profile: Profile::default(),
-            rules: setup::rules(config),
+            profile: setup::profile(&config),
+            rules: setup::rules(&config),
             seed: setup::seed()?,
         });
-        let (bound, admin_socket) = bind(&loaded)?;
+        let (bound, admin_socket) = bind(&config)?;
         let addr = bound.first().map_or_else(|| Ok(config.listen.addr), Bound::addr)?;
         let h2c_addr = bound.get(1).map(Bound::addr).transpose()?;
-        let state = admin_state(&gate, &readiness, &loaded);
+        let state = admin_state(&gate, &readiness, &config);
         let admin = spawn_thread(admin_socket, Arc::new(state))?;
-        let workers = start(workers(&loaded), &bound, &GateApp::new(Arc::clone(&gate)))?;
+        let workers = start(workers(&config), &bound, &GateApp::new(Arc::clone(&gate)))?;
         let (stop, stopped) = watch::channel(false);
-        let control = control::spawn(loaded, watcher, Arc::clone(&gate), Arc::clone(&readiness), stopped)?;
+        let control = control::spawn(config, watcher, Arc::clone(&gate), Arc::clone(&readiness), stopped)?;
         Ok(Self { addr, h2c_addr, gate, readiness, workers, admin, control, stop, writer })
     }
 
@@ -147,23 +145,23 @@ impl App {
     }
 }
 
-fn bind(loaded: &Loaded) -> Result<(Vec<Bound>, TcpListener), StartError> {
-    let listen = &loaded.config.listen;
+fn bind(config: &Config) -> Result<(Vec<Bound>, TcpListener), StartError> {
+    let listen = &config.listen;
     let on = |addr, is_h2c| Bound::bind(addr, is_h2c).map_err(|error| StartError::Listen { addr, error });
     let mut bound = vec![on(listen.addr, false)?];
     if let Some(addr) = listen.h2c_addr {
         bound.push(on(addr, true)?);
     }
-    let addr = loaded.config.admin.addr;
+    let addr = config.admin.addr;
     let admin = TcpListener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
     Ok((bound, admin))
 }
 
-fn workers(loaded: &Loaded) -> usize {
-    loaded.config.listen.threads.map_or_else(workers_default, usize::from)
+fn workers(config: &Config) -> usize {
+    config.listen.threads.map_or_else(workers_default, usize::from)
 }
 
-fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, loaded: &Loaded) -> AdminState {
+fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) -> AdminState {
     let seen = Arc::clone(gate);
     AdminState {
         table: Arc::clone(&gate.table),
@@ -177,7 +175,7 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, loaded: &Loaded) ->
             metrics.index_bytes.set(stats.bytes as u64);
         }),
         now: now as fn() -> Mono,
-        changes_from: loaded.config.admin.changes_from,
+        changes_from: config.admin.changes_from,
         version: env!("CARGO_PKG_VERSION"),
     }
 }

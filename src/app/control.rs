@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::setup;
-use crate::config::{Config, Loaded, POLL_INTERVAL_S, Target, Watcher};
-use crate::discovery::{self, PodSource};
-use crate::observe::Readiness;
+use crate::config::{Config, POLL_INTERVAL_S, Watcher};
+use crate::discovery;
+use crate::observe::{Readiness, Secret};
 use crate::pods::Pod;
 use crate::proxy::Gate;
 use crate::runtime::{now, supervise};
@@ -19,7 +19,7 @@ const BEAT: Duration = Duration::from_secs(1);
 
 /// Starts the control plane; it ends when `stopped` becomes true.
 pub(super) fn spawn(
-    loaded: Loaded,
+    config: Config,
     watcher: Watcher,
     gate: Arc<Gate>,
     readiness: Arc<Readiness>,
@@ -27,7 +27,7 @@ pub(super) fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = Control { gate, readiness, watcher, credential: Arc::default() };
-    std::thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(control.run(loaded, stopped)))
+    std::thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(control.run(config, stopped)))
 }
 
 struct Control {
@@ -38,14 +38,14 @@ struct Control {
 }
 
 impl Control {
-    async fn run(mut self, loaded: Loaded, mut stopped: watch::Receiver<bool>) {
-        let (sources, sources_seen) = watch::channel(sources(&loaded.config));
-        let (settings, settings_seen) = watch::channel(discovery_settings(&loaded.config));
+    async fn run(mut self, mut config: Config, mut stopped: watch::Receiver<bool>) {
+        let (sources, sources_seen) = watch::channel(config.sources.clone());
+        let (settings, settings_seen) = watch::channel(config.pods.clone());
         let (tried, tried_seen) = watch::channel(false);
-        self.take_credential(&loaded);
+        self.take_credential(&config);
         let telemetry = Telemetry::new(
             Arc::clone(&self.gate.table),
-            telemetry_settings(&loaded.config),
+            config.telemetry.clone(),
             Arc::clone(&self.credential),
             observer(&self.gate, &self.readiness),
         );
@@ -55,18 +55,17 @@ impl Control {
             supervise("telemetry", Arc::clone(&telemetry).run()),
             supervise("readiness", first_fleet(Arc::clone(&self.gate), Arc::clone(&self.readiness), tried_seen)),
         ];
-        let mut config = loaded.config;
         let mut poll = tokio::time::interval(Duration::from_secs(POLL_INTERVAL_S));
         let mut beat = tokio::time::interval(BEAT);
         loop {
             tokio::select! {
                 _ = stopped.wait_for(|stops| *stops) => return,
                 _ = beat.tick() => self.beat(),
-                _ = poll.tick() => if let Some(loaded) = self.reloaded(&config) {
-                    sources.send_replace(self::sources(&loaded.config));
-                    settings.send_replace(discovery_settings(&loaded.config));
-                    telemetry.configure(telemetry_settings(&loaded.config));
-                    config = loaded.config;
+                _ = poll.tick() => if let Some(new) = self.reloaded(&config) {
+                    sources.send_replace(new.sources.clone());
+                    settings.send_replace(new.pods.clone());
+                    telemetry.configure(new.telemetry.clone());
+                    config = new;
                 },
             }
         }
@@ -74,36 +73,44 @@ impl Control {
 
     fn beat(&self) {
         self.readiness.beat(now());
+        self.publish_credential();
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
         let fleet = self.gate.table.fleet();
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
     }
 
     /// A new configuration, if the files changed and are good.
-    fn reloaded(&mut self, old: &Config) -> Option<Loaded> {
-        let loaded = match self.watcher.poll()? {
-            Ok(loaded) => loaded,
+    fn reloaded(&mut self, old: &Config) -> Option<Config> {
+        let new = match self.watcher.poll()? {
+            Ok(new) => new,
             Err(problems) => {
                 self.gate.metrics.config_reloads.inc("bad");
                 tracing::error!("configuration not taken, the old one stays:\n{problems}");
                 return None;
             }
         };
-        for key in old.needs_restart(&loaded.config) {
+        for key in old.needs_restart(&new) {
             tracing::warn!(key, "changed in the file; takes effect after a restart");
         }
-        self.gate.set_rules(setup::rules(&loaded.config));
-        self.take_credential(&loaded);
+        self.gate.set_rules(setup::rules(&new));
+        self.gate.set_profile(setup::profile(&new));
+        self.gate.table.configure(new.pods.health.clone());
+        self.take_credential(&new);
         self.gate.metrics.config_reloads.inc("ok");
         tracing::info!("configuration reloaded");
-        Some(loaded)
+        Some(new)
     }
 
-    fn take_credential(&self, loaded: &Loaded) {
-        self.gate.set_credential(loaded.credential.clone());
-        if let Err(error) = self.credential.change(loaded.config.credential_file.as_deref()) {
-            tracing::error!(%error, "credential for telemetry not taken");
+    /// Takes the key for pods from the configured file; the data path sends the same one.
+    fn take_credential(&self, config: &Config) {
+        if let Err(error) = self.credential.change(config.pods.credential_file.as_deref()) {
+            tracing::error!(%error, "credential for pods not taken, the old one stays");
         }
+        self.publish_credential();
+    }
+
+    fn publish_credential(&self) {
+        self.gate.set_credential(self.credential.key().map(|key| Secret::new(key.as_str())));
     }
 }
 
@@ -154,25 +161,5 @@ fn learnt(gate: &Gate, pod: &Pod) {
     if let Some(capacity) = facts.capacity {
         let block = crate::base::Tokens(facts.block_tokens.unwrap_or(16).into());
         gate.index.set_capacity(pod.id, capacity, block);
-    }
-}
-
-fn sources(config: &Config) -> Vec<PodSource> {
-    config.targets.iter().filter_map(source).collect()
-}
-
-fn source(target: &Target) -> Option<PodSource> {
-    PodSource::parse(&target.authority, target.role, target.labels.clone()).ok()
-}
-
-fn discovery_settings(config: &Config) -> discovery::Settings {
-    discovery::Settings { resolve_interval_s: config.resolve_interval.as_secs_f64(), ..discovery::Settings::default() }
-}
-
-fn telemetry_settings(config: &Config) -> crate::telemetry::Settings {
-    crate::telemetry::Settings {
-        interval_ms: config.telemetry.interval_ms.into(),
-        timeout_ms: config.telemetry.timeout_ms.into(),
-        ..crate::telemetry::Settings::default()
     }
 }

@@ -5,12 +5,9 @@ use std::io::{self, Read};
 use crate::api::PathRules;
 use crate::base::{ModelName, Tokens};
 use crate::config::Config;
-use crate::pods::health;
 use crate::prefix::Limits;
 use crate::proxy::{Rules, Times};
-
-/// KV capacity assumed for a pod that has not told its own.
-const POD_TOKENS: Tokens = Tokens(1 << 20);
+use crate::scheduling::Profile;
 
 /// Rules of the data path.
 pub(super) fn rules(config: &Config) -> Rules {
@@ -24,19 +21,23 @@ pub(super) fn rules(config: &Config) -> Rules {
     }
     rules.connections_max = rules.connections_max.min(descriptors().unwrap_or(u64::MAX) / 2);
     rules.explain = config.observe.explain;
-    rules.attempts_max = config.retry.attempts_max.into();
-    rules.retries_delivered = config.retry.is_delivered_retried;
+    rules.retry = config.retry.clone();
+    rules.bounds = config.flow.clone();
+    rules.memory_bytes_max = config.flow.body_bytes_held_max;
     rules
 }
 
-/// How pods are judged.
-pub(super) fn health(_config: &Config) -> health::Settings {
-    health::Settings::default()
+/// How pods are chosen. Configuration was checked, so a bad profile can't get here; the default would serve in its place.
+pub(super) fn profile(config: &Config) -> Profile {
+    Profile::new(&config.routing.profile).unwrap_or_default()
 }
 
 /// Bounds of the prefix index.
 pub(super) fn index_limits(config: &Config) -> Limits {
-    Limits { bytes_max: usize::try_from(config.prefix.index_bytes_max).unwrap_or(usize::MAX), pod_tokens: POD_TOKENS }
+    Limits {
+        bytes_max: usize::try_from(config.prefix.index_bytes_max).unwrap_or(usize::MAX),
+        pod_tokens: Tokens(config.prefix.pod_tokens_default),
+    }
 }
 
 /// One worker per processor that the process may use (container quotas respected).

@@ -24,15 +24,9 @@ pub struct Guards {
 impl Guards {
     /// Fresh guards.
     pub fn new(rules: &Rules) -> Self {
-        let settings = RetrySettings {
-            attempts_max: rules.attempts_max,
-            retry_delivered: rules.retries_delivered,
-            ..RetrySettings::default()
-        };
-        let bounds = GateSettings { body_bytes_held_max: rules.memory_bytes_max, ..GateSettings::default() };
         Self {
-            admission: Mutex::new(Admission::new(bounds)),
-            retry: Mutex::new(Budgets::new(settings)),
+            admission: Mutex::new(Admission::new(rules.bounds.clone())),
+            retry: Mutex::new(Budgets::new(rules.retry.clone())),
             poison: Mutex::default(),
             quarantined: AtomicU64::new(0),
             tickets: AtomicU64::new(1),

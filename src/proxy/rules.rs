@@ -7,6 +7,7 @@ use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
 use crate::base::ModelName;
+use crate::flow::{GateSettings, RetrySettings};
 
 /// Times allowed towards pods, per model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,10 +80,10 @@ pub struct Rules {
     pub aliases: HashMap<ModelName, ModelName>,
     /// Decisions are shown to every client that asks.
     pub explain: bool,
-    /// Attempts per request at most.
-    pub attempts_max: u32,
-    /// Whether a request that a pod took without answering may go to another pod.
-    pub retries_delivered: bool,
+    /// When a failed request may go to another pod.
+    pub retry: RetrySettings,
+    /// What the gate holds at once.
+    pub bounds: GateSettings,
     /// How long new connections are taken after a shutdown began.
     pub drain_accept: Duration,
     /// How long requests may run on after that.
@@ -108,8 +109,8 @@ impl Default for Rules {
             model_times: HashMap::new(),
             aliases: HashMap::new(),
             explain: false,
-            attempts_max: 2,
-            retries_delivered: true,
+            retry: RetrySettings::default(),
+            bounds: GateSettings::default(),
             drain_accept: Duration::from_secs(5),
             drain_max: Duration::from_mins(5),
         }
@@ -133,7 +134,6 @@ impl Rules {
             body_floor_bytes: u64::from(times.body_bytes_per_s).max(1),
             write_timeout: seconds(times.write_s),
             connections_max: u64::from(limits.connections_max),
-            memory_bytes_max: limits.body_held_bytes_max,
             proxies: trust.proxies.clone(),
             callers: trust.callers.clone(),
             paths,
