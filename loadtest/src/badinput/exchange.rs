@@ -23,6 +23,15 @@ pub(crate) struct Transcript {
     pub(crate) is_closed: bool,
 }
 
+impl Transcript {
+    /// For clients that said nothing or left in the middle: a close without a word is as good as this status (RFC 9112 section 9.5).
+    pub(crate) fn silence_is(&mut self, status: u16) {
+        if self.is_closed && self.statuses.is_empty() {
+            self.statuses.push(status);
+        }
+    }
+}
+
 /// What all pods counted together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {

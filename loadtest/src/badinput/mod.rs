@@ -162,12 +162,7 @@ impl Sweep<'_> {
             ("empty body", with("", "").into(), refused, false),
             ("not an object", with("[1,2]", "").into(), refused, false),
             ("two values", with(&format!("{good}{good}"), "").into(), refused, false),
-            (
-                "invalid UTF-8",
-                [with(&good, "").as_bytes().get(..60).unwrap_or_default(), &[0xff; 200]].concat(),
-                refused,
-                true,
-            ),
+            ("invalid UTF-8", invalid_utf8(&good, &head), refused, false),
             ("arrays 100,000 deep", with(&deep, "").into(), refused, false),
             ("objects 100,000 deep", with(&deep_object, "").into(), refused, false),
             ("1,000,000 members", with(&many, "").into(), refused, false),
@@ -177,13 +172,13 @@ impl Sweep<'_> {
             ("length too short", (head(20, "") + &good).into(), refused, true),
         ];
         for (name, bytes, want, must_close) in cases {
-            let bytes = if name == "invalid UTF-8" { invalid_utf8(&good, &head) } else { bytes };
             let transcript = exchange(self.args.target, &bytes, false, Duration::from_secs(10)).await;
             self.record("body", name, transcript, want, must_close).await?;
         }
         let lie = with(&good, "")
             .replace(&format!("Content-Length: {}", good.len()), &format!("Content-Length: {}", good.len() + 50));
-        let transcript = exchange(self.args.target, lie.as_bytes(), true, Duration::from_secs(10)).await;
+        let mut transcript = exchange(self.args.target, lie.as_bytes(), true, Duration::from_secs(10)).await;
+        transcript.silence_is(408);
         self.record("body", "length too long, then half-closed", transcript, Want::Refused(&[400, 408]), true).await?;
         let transcript = exchange::flood(self.args.target, self.args.body_limit).await;
         self.record("body", "over the limit, chunked", transcript, Want::Refused(&[413]), true).await

@@ -34,11 +34,8 @@ pub(super) async fn slow(sweep: &mut Sweep<'_>) -> io::Result<()> {
     let posts: Vec<_> = (0..20).map(|_| start(&body(1000), true, body_time)).collect();
     let long = start(&body(1000), false, body_time);
     let timed_out = Want::Refused(&[408]);
-    // A connection on which nothing was ever sent may be closed without a word (RFC 9112 section 9.5).
     let mut nothing = ended(silent).await;
-    if nothing.is_closed && nothing.statuses.is_empty() {
-        nothing.statuses.push(408);
-    }
+    nothing.silence_is(408);
     sweep.record("slow", "connection without a byte", nothing, timed_out, true).await?;
     sweep.record("slow", "half a head, then silence", ended(half).await, timed_out, true).await?;
     for (name, list) in [("slowloris", heads), ("slow POST", posts)] {
