@@ -41,35 +41,13 @@ fn is_root(path: &str) -> bool {
 
 /// Files that a file declares as modules or includes.
 fn targets(source: &Source) -> Vec<String> {
-    let folder = source.module_folder();
-    let own_folder = source.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let mut found = Vec::new();
-    for (offset, name) in source.declared_modules() {
-        found.push(format!("{folder}{name}.rs"));
-        found.push(format!("{folder}{name}/mod.rs"));
-        let before = source.code[..offset].trim_end().trim_end_matches(char::is_alphabetic).trim_end();
-        if let Some(start) = before.ends_with(']').then(|| before.rfind("#[path")).flatten() {
-            found.extend(literal(&source.text[start..before.len()], own_folder));
-        }
-    }
+    let declared = source.declared_modules();
+    let mut found: Vec<String> =
+        declared.iter().flat_map(|(offset, name)| source.module_files(*offset, name)).collect();
     for start in matches(&source.code, "include!(") {
-        let end = close(&source.code, start + "include!".len());
-        found.extend(literal(&source.text[start..end], own_folder));
+        found.extend(source.literal(start..close(&source.code, start + "include!".len())));
     }
     found
-}
-
-/// The first literal of `text` as a path, seen from `folder`.
-fn literal(text: &str, folder: &str) -> Option<String> {
-    let mut parts: Vec<&str> = folder.split('/').collect();
-    for part in text.split('"').nth(1)?.split('/') {
-        if part == ".." {
-            parts.pop();
-        } else {
-            parts.push(part);
-        }
-    }
-    Some(parts.join("/"))
 }
 
 /// Dependencies that the package's code never names.

@@ -152,11 +152,34 @@ impl Source {
         matches(&self.code, "mod ").iter().filter_map(declared).collect()
     }
 
+    /// Paths at which the file of a declared module may be.
+    pub(crate) fn module_files(&self, offset: usize, name: &str) -> Vec<String> {
+        let folder = self.module_folder();
+        let start = self.code[..offset].rfind([';', '{', '}']).map_or(0, |end| end + 1);
+        let moved = self.code[start..offset].find("#[path").and_then(|at| self.literal(start + at..offset));
+        moved.map_or_else(|| vec![format!("{folder}{name}.rs"), format!("{folder}{name}/mod.rs")], |path| vec![path])
+    }
+
+    /// The first literal in a range as a path, seen from the folder of this file.
+    pub(crate) fn literal(&self, range: Range<usize>) -> Option<String> {
+        let mut parts: Vec<&str> = self.path.split('/').collect();
+        parts.pop();
+        for part in self.text[range].split('"').nth(1)?.split('/') {
+            if part == ".." {
+                parts.pop();
+            } else {
+                parts.push(part);
+            }
+        }
+        Some(parts.join("/"))
+    }
+
     /// Paths without `.rs` of the modules declared here for tests only.
     fn test_modules(&self) -> Vec<String> {
         let declared = self.declared_modules();
         let for_tests = declared.iter().filter(|(offset, _)| self.in_test(*offset));
-        for_tests.map(|(_, name)| format!("{}{name}", self.module_folder())).collect()
+        let files = for_tests.flat_map(|(offset, name)| self.module_files(*offset, name));
+        files.map(|path| path.trim_end_matches("/mod.rs").trim_end_matches(".rs").to_owned()).collect()
     }
 }
 
@@ -385,12 +408,15 @@ mod tests {
                 "fn a() { x }\n#[cfg(test)]\nmod tests { fn b() { y } }\nfn c() { z }\n#[cfg(test)]\nmod kit;\n",
             ),
             ("src/flow/kit.rs", "fn d() { w }"),
+            ("src/flow/odd.rs", "#[cfg(test)]\n#[path = \"odd_tests.rs\"]\npub(super) mod tests;"),
+            ("src/flow/odd_tests.rs", "fn e() { v }"),
         ]);
         let in_test = |file: usize, word: &str| {
             let source = &tree.sources[file];
             source.in_test(source.code.find(word).unwrap())
         };
-        assert_eq!([in_test(0, "x"), in_test(0, "y"), in_test(0, "z"), in_test(1, "w")], [false, true, false, true]);
+        assert_eq!([in_test(0, "x"), in_test(0, "y"), in_test(0, "z")], [false, true, false]);
+        assert!(in_test(1, "w") && in_test(3, "v"));
     }
 
     #[test]
