@@ -9,4 +9,4 @@ mod source;
 
 pub use resolve::run;
 pub use settings::{PodEntry, Settings};
-pub use source::{BadPod, PodSource};
+pub use source::{BadPod, Host, PodSource};

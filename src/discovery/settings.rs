@@ -1,4 +1,7 @@
 //! Where pods are found, and how they are treated: the section `pods` of the configuration.
+//!
+//! Problems are told all at once, each with its place below the section, and never quote a credential. An empty list is no
+//! problem: pods may come by flags, or later.
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

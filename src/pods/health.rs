@@ -311,5 +311,4 @@ impl Health {
 }
 
 #[cfg(test)]
-#[path = "health_tests.rs"]
 mod tests;

@@ -225,5 +225,4 @@ fn index(pods: Vec<Arc<Pod>>, generation: u64) -> Fleet {
 }
 
 #[cfg(test)]
-#[path = "table_tests.rs"]
 mod tests;

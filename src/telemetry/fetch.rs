@@ -286,5 +286,4 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, Head)>, FetchError> {
 }
 
 #[cfg(test)]
-#[path = "fetch_tests.rs"]
 mod tests;

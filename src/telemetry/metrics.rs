@@ -252,5 +252,4 @@ fn number(text: &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[path = "metrics_tests.rs"]
 mod tests;

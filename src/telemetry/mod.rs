@@ -9,6 +9,8 @@ mod metrics;
 mod models;
 mod scraper;
 mod settings;
+#[cfg(test)]
+mod test_server;
 mod visit;
 
 pub use credential::{Credential, CredentialError};

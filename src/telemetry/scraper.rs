@@ -152,5 +152,4 @@ async fn visit_for_ever(telemetry: Arc<Telemetry>, addr: SocketAddr, first: Dura
 }
 
 #[cfg(test)]
-#[path = "scraper_tests.rs"]
 mod tests;

@@ -234,5 +234,4 @@ impl Visitor {
 }
 
 #[cfg(test)]
-#[path = "visit_tests.rs"]
-pub(super) mod tests;
+mod tests;

@@ -1,102 +1,17 @@
 //! Visits to a small server that answers what a test wants.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::format_collect)]
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
+use super::super::test_server::{Pace, Server};
 use super::super::{Credential, Settings};
 use super::*;
 use crate::base::Tokens;
 use crate::pods::{PodSpec, Reservation, Role, Sleep, Standing, Table};
-use crate::runtime::{Task, supervise};
 
-const METRICS: &str = include_str!("../../tests/fixtures/vllm/metrics-idle.txt");
-const MODELS: &str = include_str!("../../tests/fixtures/vllm/models-tiny.json");
-
-/// How a server treats its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Pace {
-    /// Keeps them open.
-    Keep,
-    /// Closes after an answer.
-    Close,
-    /// Writes byte by byte, then closes.
-    Drip,
-    /// Stays silent after the answer's bytes.
-    Hang,
-}
-
-/// A server on a port of its own; gone when dropped.
-pub(in super::super) struct Server {
-    pub(in super::super) addr: SocketAddr,
-    connections: Arc<AtomicU32>,
-    task: Task,
-}
-
-impl Server {
-    /// `answer` gets the request's head and its number (from 0).
-    pub(in super::super) async fn start<F>(pace: Pace, answer: F) -> Self
-    where
-        F: Fn(&str, u32) -> Vec<u8> + Send + Sync + 'static,
-    {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let connections = Arc::new(AtomicU32::new(0));
-        let (count, answer, asked) = (Arc::clone(&connections), Arc::new(answer), Arc::new(AtomicU32::new(0)));
-        let task = supervise("test server", async move {
-            let mut open = Vec::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                count.fetch_add(1, SeqCst);
-                let (answer, asked, open_token) = (Arc::clone(&answer), Arc::clone(&asked), Arc::clone(&count));
-                open.push(supervise("test connection", async move {
-                    serve(stream, pace, |head| answer(head, asked.fetch_add(1, SeqCst))).await;
-                    drop(open_token);
-                }));
-            }
-        });
-        Self { addr, connections, task }
-    }
-
-    /// Ends it; after this every connection is closed and new ones are refused.
-    async fn stop(self) {
-        drop(self.task);
-        while Arc::strong_count(&self.connections) > 1 {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    pub(in super::super) fn connections(&self) -> u32 {
-        self.connections.load(SeqCst)
-    }
-}
-
-async fn serve(mut stream: TcpStream, pace: Pace, answer: impl Fn(&str) -> Vec<u8>) {
-    stream.set_nodelay(true).unwrap();
-    let mut head = Vec::new();
-    while let Ok(byte) = stream.read_u8().await {
-        head.push(byte);
-        if !head.ends_with(b"\r\n\r\n") {
-            continue;
-        }
-        let bytes = answer(std::str::from_utf8(&head).unwrap());
-        head.clear();
-        let step = if pace == Pace::Drip { 1 } else { bytes.len().max(1) };
-        for part in bytes.chunks(step) {
-            if stream.write_all(part).await.is_err() {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-        match pace {
-            Pace::Keep => {}
-            Pace::Close | Pace::Drip => return,
-            Pace::Hang => return std::future::pending().await,
-        }
-    }
-}
+const METRICS: &str = include_str!("../../../tests/fixtures/vllm/metrics-idle.txt");
+const MODELS: &str = include_str!("../../../tests/fixtures/vllm/models-tiny.json");
 
 fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
@@ -146,7 +61,7 @@ impl Bench {
             };
             seen.lock().push(format!("{name} {}", pod.id.0));
         });
-        let settings = Settings { timeout_ms: 100, ..Settings::default() };
+        let settings = Settings { timeout_ms: 10_000, ..Settings::default() };
         let telemetry = Telemetry::new(Arc::clone(&table), settings, Arc::new(Credential::default()), observer);
         Self { visitor: Visitor::new(telemetry, addr), table, events }
     }
@@ -258,6 +173,7 @@ async fn what_fails_is_counted_and_ejects_nobody() {
 async fn a_pod_that_hangs_is_tried_and_left() {
     let server = Server::start(Pace::Hang, |_, _| Vec::new()).await;
     let mut bench = Bench::new(server.addr);
+    bench.visitor.telemetry.configure(Settings { timeout_ms: 20, ..Settings::default() });
     assert_eq!(bench.visit().await, ["failed 0"]);
     let fleet = bench.table.fleet();
     assert_eq!((fleet.is_tried(), fleet.serving("any").len()), (true, 1), "nothing is known: it takes part");

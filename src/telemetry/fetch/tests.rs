@@ -1,6 +1,6 @@
 //! Answers a pod may give, good and bad, as bytes on a socket.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-use super::super::visit::tests::{Pace, Server};
+use super::super::test_server::{Pace, Server};
 use super::*;
 
 const CAPS: Caps = Caps { timeout: Duration::from_secs(10), body_bytes: 1_000 };

@@ -146,6 +146,26 @@ fn a_restart_ends_an_ejection_in_a_probe_and_else_ramps() {
     assert_eq!(health.standing(at(17_000)), Standing::Probe, "news of the old process");
 }
 
+/// A pod that answers at once and badly is the least loaded one of all, so suppose a picker that sends it every request it
+/// may: over ten minutes at 100 requests per second that must stay a handful (of 60,000; its fair share of four is 15,000).
+#[test]
+fn a_black_hole_draws_no_load() {
+    for (outcome, attempts_max) in
+        [(Outcome::ConnectFailed, 16), (Outcome::Broken, 18), (Outcome::ServerError, 18), (BUSY, 700)]
+    {
+        let (mut health, mut attempts) = (Health::default(), 0);
+        for request in 0..60_000_u64 {
+            let now = at(request * 10);
+            if matches!(health.standing(now), Standing::Ejected(_)) || health.busy_until(now).is_some() {
+                continue;
+            }
+            health.on(now, outcome);
+            attempts += 1;
+        }
+        assert!((1..=attempts_max).contains(&attempts), "{outcome:?}: {attempts}");
+    }
+}
+
 #[test]
 fn any_history_keeps_the_rules() {
     for seed in 0..200 {

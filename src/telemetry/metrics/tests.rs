@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-const IDLE: &[u8] = include_bytes!("../../tests/fixtures/vllm/metrics-idle.txt");
-const BUSY: &[u8] = include_bytes!("../../tests/fixtures/vllm/metrics-busy-excerpt.txt");
-const PREFILL: &[u8] = include_bytes!("../../tests/fixtures/vllm/metrics-prefill-nixl.txt");
-const DECODE: &[u8] = include_bytes!("../../tests/fixtures/vllm/metrics-decode-nixl.txt");
+const IDLE: &[u8] = include_bytes!("../../../tests/fixtures/vllm/metrics-idle.txt");
+const BUSY: &[u8] = include_bytes!("../../../tests/fixtures/vllm/metrics-busy-excerpt.txt");
+const PREFILL: &[u8] = include_bytes!("../../../tests/fixtures/vllm/metrics-prefill-nixl.txt");
+const DECODE: &[u8] = include_bytes!("../../../tests/fixtures/vllm/metrics-decode-nixl.txt");
 
 fn reading(body: &[u8]) -> Reading {
     Scrape::parse(body).engines[0].reading(Mono(1), LoadNow::default())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
 
-use super::super::visit::tests::{Pace, Server};
+use super::super::test_server::{Pace, Server};
 use super::*;
 use crate::base::PodId;
 use crate::pods::{PodSpec, Role};
