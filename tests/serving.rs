@@ -31,11 +31,14 @@ async fn chat_reaches_a_pod_and_comes_back_to_the_byte() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn own_routes_answer_and_pods_routes_are_closed() {
-    let (gate, _fleet) = Gate::with_pods(2, SimConfig { adapters: vec!["tuned".into()], ..SimConfig::default() }, "").await;
+    let (gate, _fleet) =
+        Gate::with_pods(2, SimConfig { adapters: vec!["tuned".into()], ..SimConfig::default() }, "").await;
     let models = get(gate.addr(), "/v1/models").await.json();
     let names: Vec<_> = models["data"].as_array().unwrap().iter().map(|card| card["id"].as_str().unwrap()).collect();
     assert_eq!(names, ["sim", "tuned"]);
-    for (path, status) in [("/health", 200), ("/ping", 200), ("/version", 200), ("/metrics", 403), ("/sleep", 403), ("/nope", 404)] {
+    for (path, status) in
+        [("/health", 200), ("/ping", 200), ("/version", 200), ("/metrics", 403), ("/sleep", 403), ("/nope", 404)]
+    {
         assert_eq!(get(gate.addr(), path).await.status, status, "{path}");
     }
     assert_eq!(get(gate.addr(), "/v1/chat/completions").await.status, 405);

@@ -11,7 +11,7 @@ const IDS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// Bounded map of response ids.
 #[derive(Debug)]
-pub struct Affinity(Mutex<LruCache<Box<str>, PodId>>);
+pub(super) struct Affinity(Mutex<LruCache<Box<str>, PodId>>);
 
 impl Default for Affinity {
     fn default() -> Self {
@@ -21,12 +21,12 @@ impl Default for Affinity {
 
 impl Affinity {
     /// Remembers that `pod` made `id`.
-    pub fn learn(&self, id: &str, pod: PodId) {
+    pub(super) fn learn(&self, id: &str, pod: PodId) {
         self.0.lock().put(id.into(), pod);
     }
 
     /// The pod that made `id`.
-    pub fn pod(&self, id: &str) -> Option<PodId> {
+    pub(super) fn pod(&self, id: &str) -> Option<PodId> {
         self.0.lock().get(id).copied()
     }
 }

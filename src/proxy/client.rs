@@ -19,7 +19,7 @@ use crate::api::Shape;
 
 /// Why nothing more can be written to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
+pub(super) enum Lost {
     /// It closed or reset the connection or stream.
     Gone,
     /// It stopped reading until the write deadline.
@@ -27,10 +27,10 @@ pub enum Lost {
 }
 
 /// One request's client.
-pub struct Client {
+pub(super) struct Client {
     session: ServerSession,
     /// Its connection.
-    pub conn: Arc<Conn>,
+    pub(super) conn: Arc<Conn>,
     watches: bool,
     status: Option<u16>,
     sent_bytes: u64,
@@ -39,61 +39,61 @@ pub struct Client {
 
 impl Client {
     /// Takes a session whose head was read.
-    pub fn new(mut session: ServerSession, conn: Arc<Conn>, write_timeout: Duration) -> Self {
+    pub(super) fn new(mut session: ServerSession, conn: Arc<Conn>, write_timeout: Duration) -> Self {
         session.set_write_timeout(Some(write_timeout));
         Self { session, conn, watches: true, status: None, sent_bytes: 0, ended: false }
     }
 
     /// The request's head.
-    pub fn head(&self) -> &RequestHeader {
+    pub(super) fn head(&self) -> &RequestHeader {
         self.session.req_header()
     }
 
     /// The raw head, on HTTP/1 only.
-    pub fn raw_head(&self) -> Option<Bytes> {
+    pub(super) fn raw_head(&self) -> Option<Bytes> {
         self.session.as_http1().map(pingora::protocols::http::v1::server::HttpSession::get_headers_raw_bytes)
     }
 
     /// Whether it speaks HTTP/2.
-    pub fn is_http2(&self) -> bool {
+    pub(super) fn is_http2(&self) -> bool {
         self.session.is_http2()
     }
 
     /// Whether chunked coding can be used towards it.
-    pub fn is_http11(&self) -> bool {
+    pub(super) fn is_http11(&self) -> bool {
         !self.is_http2() && self.head().version == Version::HTTP_11
     }
 
     /// Status sent so far.
-    pub fn status(&self) -> Option<u16> {
+    pub(super) fn status(&self) -> Option<u16> {
         self.status
     }
 
     /// Body bytes sent so far.
-    pub fn sent_bytes(&self) -> u64 {
+    pub(super) fn sent_bytes(&self) -> u64 {
         self.sent_bytes
     }
 
     /// Whether the whole answer was sent, or given up on.
-    pub fn is_ended(&self) -> bool {
+    pub(super) fn is_ended(&self) -> bool {
         self.ended
     }
 
     /// Forgets a wish to switch protocols, so that the body is read as that of an ordinary request.
-    pub fn ignore_upgrade(&mut self) {
+    pub(super) fn ignore_upgrade(&mut self) {
         if self.head().headers.contains_key(header::UPGRADE) {
             self.session.req_header_mut().remove_header(&header::UPGRADE);
         }
     }
 
     /// No further request on this connection.
-    pub fn close_after(&mut self) {
+    pub(super) fn close_after(&mut self) {
         self.session.set_keepalive(None);
     }
 
     /// Reads the whole body, at most `bytes_max`, within `limit` plus the time that `floor` bytes per second take.
     /// `grow` is told of every piece before it is kept and may refuse.
-    pub async fn body(
+    pub(super) async fn body(
         &mut self,
         bytes_max: u64,
         limit: Duration,
@@ -149,7 +149,7 @@ impl Client {
     }
 
     /// Length the client announced, if it did.
-    pub fn announced_body(&self) -> Option<u64> {
+    pub(super) fn announced_body(&self) -> Option<u64> {
         super::upstream::decimal(self.head().headers.get(header::CONTENT_LENGTH)?.as_bytes())
     }
 
@@ -161,7 +161,7 @@ impl Client {
     }
 
     /// Resolves when the client has left; else never. Cancel-safe. A half-close (FIN) counts as leaving.
-    pub async fn gone(&mut self) {
+    pub(super) async fn gone(&mut self) {
         while self.watches {
             match self.session.read_body_or_idle(true).await {
                 Ok(_) => self.watches = false,
@@ -178,7 +178,7 @@ impl Client {
     }
 
     /// Sends the head together with the first bytes of the body; with `end`, that is all of the answer.
-    pub async fn begin(&mut self, head: Box<ResponseHeader>, first: Bytes, end: bool) -> Result<(), Lost> {
+    pub(super) async fn begin(&mut self, head: Box<ResponseHeader>, first: Bytes, end: bool) -> Result<(), Lost> {
         self.status = Some(head.status.as_u16());
         self.conn.cork(true);
         let written = self.session.write_response_header(head).await;
@@ -188,13 +188,13 @@ impl Client {
     }
 
     /// Sends more of the body.
-    pub async fn write(&mut self, piece: Bytes) -> Result<(), Lost> {
+    pub(super) async fn write(&mut self, piece: Bytes) -> Result<(), Lost> {
         self.sent_bytes += piece.len() as u64;
         self.session.write_response_body(piece, false).await.map_err(|error| Self::lost(&error))
     }
 
     /// Sends the rest of the body (may be empty) and ends it.
-    pub async fn last(&mut self, piece: Bytes) -> Result<(), Lost> {
+    pub(super) async fn last(&mut self, piece: Bytes) -> Result<(), Lost> {
         self.sent_bytes += piece.len() as u64;
         self.conn.cork(true);
         let written = self.session.write_response_body(piece, self.is_http2()).await;
@@ -208,7 +208,7 @@ impl Client {
     }
 
     /// Breaks the answer off so that the client sees that it is not whole.
-    pub async fn cut(&mut self) {
+    pub(super) async fn cut(&mut self) {
         self.ended = true;
         self.close_after();
         self.session.shutdown().await;
@@ -219,7 +219,7 @@ impl Client {
     }
 
     /// Answers with a fault of the gate. Only before [`Client::begin`].
-    pub async fn refuse(&mut self, fault: &Fault, shape: Shape, request_id: &str) -> Result<(), Lost> {
+    pub(super) async fn refuse(&mut self, fault: &Fault, shape: Shape, request_id: &str) -> Result<(), Lost> {
         let row = fault.row();
         let body = fault.body(shape);
         if row.close {
@@ -252,7 +252,7 @@ impl Client {
     }
 
     /// Answers with a body of the gate's own.
-    pub async fn answer(
+    pub(super) async fn answer(
         &mut self,
         status: StatusCode,
         fields: HeaderMap,
@@ -267,7 +267,7 @@ impl Client {
     }
 
     /// Gives the session back at the end of the request.
-    pub fn into_session(self) -> ServerSession {
+    pub(super) fn into_session(self) -> ServerSession {
         self.session
     }
 }

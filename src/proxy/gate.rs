@@ -71,7 +71,7 @@ pub struct Gate {
     /// Takes access lines.
     pub log: Box<dyn Fn(&AccessRecord<'_>) + Send + Sync>,
     /// Which pod made which response.
-    pub affinity: Affinity,
+    pub(super) affinity: Affinity,
     /// Bounds, budgets and guards of flow.
     pub guards: Arc<Guards>,
     /// Secret of prefix hashes.

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use super::rules::Rules;
 use crate::base::{ModelName, Mono, PodId};
 use crate::flow::{
-    Arrival, BodyKey, Budgets, Effect, Event, Gate as Admission, GateSettings, PoisonGuard, Refusal, RetrySettings,
-    Setback, TicketId, Verdict, may_retry,
+    Arrival, BodyKey, Budgets, Effect, Event, Gate as Admission, PoisonGuard, Refusal, Setback, TicketId, Verdict,
+    may_retry,
 };
 
 /// What must be asked before, and told after, every attempt.

@@ -1,5 +1,12 @@
 //! What the end-to-end tests share: a gate in this process in front of simulated pods, and a client that sees every byte.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::missing_panics_doc)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::missing_panics_doc
+)]
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -54,7 +61,8 @@ impl Gate {
     pub async fn with_pods(count: usize, config: SimConfig, yaml: &str) -> (Self, Fleet) {
         let fleet = Fleet::start(count, config).await.unwrap();
         let gate = Self::start(&fleet.addrs(), yaml).await;
-        let models = |gate: &Self| gate.app().gate().table.fleet().pods.iter().all(|pod| pod.facts.load().served.is_some());
+        let models =
+            |gate: &Self| gate.app().gate().table.fleet().pods.iter().all(|pod| pod.facts.load().served.is_some());
         gate.eventually("models known", || models(&gate)).await;
         (gate, fleet)
     }
@@ -104,7 +112,9 @@ impl Gate {
                 let load = pod.load.now();
                 load.requests == 0 && load.prefilling == 0 && load.prefill_tokens.0 == 0 && load.context_tokens.0 == 0
             });
-            loads && gate.metrics.body_held.value() == 0 && gate.metrics.models().iter().all(|model| model.in_flight.value() == 0)
+            loads
+                && gate.metrics.body_held.value() == 0
+                && gate.metrics.models().iter().all(|model| model.in_flight.value() == 0)
         };
         self.eventually("nothing in flight", idle).await;
         let app = self.app.take().unwrap();
@@ -185,7 +195,12 @@ pub async fn read_answer(io: &mut TcpStream) -> Answer {
         let read = tokio::time::timeout(PATIENCE, io.read(&mut piece)).await.expect("an answer in time");
         match read {
             Ok(0) | Err(_) => {
-                return parse(&bytes, true).unwrap_or(Answer { status: 0, head: String::new(), body: Vec::new(), is_whole: false });
+                return parse(&bytes, true).unwrap_or(Answer {
+                    status: 0,
+                    head: String::new(),
+                    body: Vec::new(),
+                    is_whole: false,
+                });
             }
             Ok(read) => bytes.extend_from_slice(&piece[..read]),
         }
