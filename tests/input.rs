@@ -85,10 +85,9 @@ async fn bad_bodies_are_refused_in_the_shape_of_the_api() {
     let mut sent = 0;
     for path in [CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"] {
         for (name, body) in bad_bodies() {
-            let mut bytes = format!("POST {path} HTTP/1.1\r\nHost: gate\r\nContent-Length: {}\r\n\r\n", body.len());
-            bytes.push_str("");
-            let answer = raw(gate.addr(), &[bytes.as_bytes(), &body].concat()).await;
-            assert_eq!(answer.status, 400, "{path}: {name}: {}", answer.text());
+            let head = format!("POST {path} HTTP/1.1\r\nHost: gate\r\nContent-Length: {}\r\n\r\n", body.len());
+            let answer = raw(gate.addr(), &[head.as_bytes(), &body].concat()).await;
+            assert_eq!(answer.status, 400, "{name}");
             is_refusal(&answer, path, 400);
             sent += 1;
         }
@@ -135,7 +134,7 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_sends_too_much_hears_413_all_the_same() {
     let (gate, fleet) = start("limits: {body_bytes_max: 100000}").await;
-    let big = chat_of(8 << 20);
+    let big = chat_of(2 << 20);
     let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: gate\r\n";
     for (framing, body) in [
         (format!("Content-Length: {}", big.len()), big.clone().into_bytes()),
@@ -227,7 +226,7 @@ async fn slow_heads_and_bodies_end_at_their_deadlines() {
             let (mut read, mut write) = connect(addr).await.into_split();
             write.write_all(start.as_bytes()).await.unwrap();
             let dripping = tokio::spawn(async move {
-                while write.write_all(drip).await.is_ok() {
+                while !drip.is_empty() && write.write_all(drip).await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             });
@@ -408,5 +407,58 @@ async fn expect_is_answered_before_the_body_is_sent() {
     )
     .await;
     is_refusal(&refused, CHAT, 417);
+    gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_leaves_the_connection_in_step_or_ends_it() {
+    let (gate, fleet) = start(SHORT).await;
+    let hidden = "GET /smuggled HTTP/1.1\r\nHost: gate\r\n\r\n".repeat(2_000);
+    let long = "x".repeat(3 << 20);
+    for (path, fields) in [("/nope", ""), ("/sleep", ""), ("/health", ""), (CHAT, "Content-Encoding: gzip\r\n")] {
+        for body in ["", "tiny", &hidden[..30_000], &hidden, &long] {
+            let mut io = connect(gate.addr()).await;
+            let mut wire = request(path, fields, body);
+            if path == "/health" {
+                wire.splice(..4, *b"GET");
+                wire.insert(3, b' ');
+            }
+            drop(io.write_all(&wire).await);
+            let refused = read_answer(&mut io).await;
+            assert!(refused.status >= 200 && refused.is_whole, "{path}, {} bytes: {refused:?}", body.len());
+            if refused.header("connection") == Some("close") {
+                assert!(until_closed(&mut io).await.is_empty());
+                assert!(body.len() > 30_000, "{path}: no need to close after {} bytes", body.len());
+                continue;
+            }
+            let answer = ask(&mut io, &request(CHAT, "", &chat("sim", "x", false, 1))).await;
+            assert_eq!(answer.status, 200, "{path}, {} bytes: {}", body.len(), answer.text());
+            assert_eq!(only_arrival(&fleet).path, CHAT);
+        }
+    }
+    gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unread_body_is_not_waited_for_without_end() {
+    let (gate, fleet) = start(SHORT).await;
+    let head = "POST /nope HTTP/1.1\r\nHost: gate\r\n";
+    for framing in ["Transfer-Encoding: chunked", "Content-Length: 5", "Expect: 100-continue\r\nContent-Length: 5"] {
+        let (mut read, mut write) = connect(gate.addr()).await.into_split();
+        write.write_all(format!("{head}{framing}\r\n\r\n").as_bytes()).await.unwrap();
+        let dripping = tokio::spawn(async move {
+            while framing.starts_with('T') && write.write_all(b"1\r\nx\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            write
+        });
+        let mut bytes = Vec::new();
+        let ended = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut bytes);
+        assert!(tokio::time::timeout(Duration::from_secs(8), ended).await.is_ok(), "{framing}: held open");
+        assert_eq!(parse(&bytes, true).unwrap().status, 404, "{framing}");
+        drop(read);
+        drop(dripping.await.unwrap());
+    }
+    assert_eq!(arrived(&fleet).len(), 0);
     gate.finish().await;
 }

@@ -21,6 +21,6 @@ pub use anatomy::{Anatomy, BadBody, Member};
 pub use error::{ErrorText, error_body, error_event};
 pub use kind::{Api, DoneMark, Shape};
 pub use route::{BadPattern, PathRules, Route, route};
-pub use splice::{Edit, splice, strip_dangerous};
+pub use splice::{Edit, dangers, splice, strip_dangerous};
 pub use sse::{First, Marks, SseScan};
 pub use usage::{Usage, response_id_of_body, usage_of_body};

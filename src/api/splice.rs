@@ -129,18 +129,35 @@ fn cuts(spans: impl Iterator<Item = (Range<usize>, Option<usize>)>, goes: impl F
     cuts
 }
 
+/// Which of [`DANGEROUS`] the body holds, at the top level or below it, wherever they are removed.
+pub fn dangers<'a>(anatomy: &'a Anatomy<'_>) -> impl Iterator<Item = &'static str> + 'a {
+    let holders = holders(&anatomy.members);
+    DANGEROUS.into_iter().filter(move |name| {
+        let is_held = |object: &[u8]| json::members(object).any(|member| json::key_is(member.key, name));
+        anatomy.members.iter().any(|member| member.key == *name) || holders.iter().any(|(object, _)| is_held(object))
+    })
+}
+
 /// Ranges of dangerous members below the top level, ready to be cut.
 pub(super) fn nested_dangers(members: &[Member<'_>]) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    for (object, offset) in holders(members) {
+        dangers_in(object, offset, &mut found);
+    }
+    found
+}
+
+/// The objects below the top level whose members end in the extra arguments of an engine, with their offsets.
+fn holders<'a>(members: &[Member<'a>]) -> Vec<(&'a [u8], usize)> {
     let mut found = Vec::new();
     for member in members {
         let is_sampling = member.key == "sampling_params";
         if is_sampling || matches!(member.key.as_ref(), "vllm_xargs" | "extra_args") {
-            dangers_in(member.value, member.value_start, &mut found);
+            found.push((member.value, member.value_start));
         }
         if is_sampling {
-            for inner in json::members(member.value).filter(|inner| json::key_is(inner.key, "extra_args")) {
-                dangers_in(inner.value, member.value_start + inner.value_start, &mut found);
-            }
+            let inner = json::members(member.value).filter(|inner| json::key_is(inner.key, "extra_args"));
+            found.extend(inner.map(|inner| (inner.value, member.value_start + inner.value_start)));
         }
     }
     found

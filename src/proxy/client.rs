@@ -17,6 +17,9 @@ use super::guard::Conn;
 use super::reply::Fault;
 use crate::api::Shape;
 
+/// Longest body that is passed over to keep a connection.
+const PASSED_OVER_BYTES_MAX: u64 = 64 * 1024;
+
 /// Why nothing more can be written to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lost {
@@ -89,6 +92,19 @@ impl Client {
     /// No further request on this connection.
     pub(super) fn close_after(&mut self) {
         self.session.set_keepalive(None);
+    }
+
+    /// Before an answer to a request whose body was not read: a short body that is surely coming may be passed over, else
+    /// this is the connection's last request. A client that waits for `100 Continue` may never send its body.
+    pub(super) fn pass_over_body(&mut self, within: Duration) {
+        if self.is_http2() || self.session.is_body_done() {
+            return;
+        }
+        self.session.set_total_drain_timeout(Some(within));
+        let is_short = self.announced_body().is_some_and(|bytes| bytes <= PASSED_OVER_BYTES_MAX);
+        if !is_short || self.head().headers.contains_key(header::EXPECT) {
+            self.close_after();
+        }
     }
 
     /// Reads the whole body, at most `bytes_max`, within `limit` plus the time that `floor` bytes per second take.

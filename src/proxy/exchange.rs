@@ -136,6 +136,10 @@ impl Exchange {
             self.gate.metrics.framing_rejected.inc(rule.as_str());
             return Err(Fault::Frame(rule).into());
         }
+        let target = self.client.head().uri.path_and_query().map_or(0, |target| target.as_str().len());
+        if target > self.rules.target_bytes_max {
+            return Err(Fault::TargetTooLong.into());
+        }
         self.gate.at(Phase::Head);
         self.client.ignore_upgrade();
         self.gate.metrics.stage(Stage::Head, now().since(self.note.started));
@@ -178,7 +182,10 @@ impl Exchange {
                 }
                 if self.client.status().is_some() {
                     self.client.cut().await;
-                } else if self.client.refuse(&fault, self.shape(), &self.note.request_id).await.is_err() {
+                    return;
+                }
+                self.client.pass_over_body(self.rules.body_timeout);
+                if self.client.refuse(&fault, self.shape(), &self.note.request_id).await.is_err() {
                     self.client.cut().await;
                 }
             }
@@ -250,6 +257,7 @@ impl Exchange {
         self.note.cause = Some(Cause::Local);
         let mut fields = HeaderMap::with_capacity(1);
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.client.pass_over_body(self.rules.body_timeout);
         self.client.answer(http::StatusCode::OK, fields, body, &self.note.request_id).await?;
         Ok(())
     }

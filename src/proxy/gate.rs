@@ -229,8 +229,9 @@ impl HttpServerApp for GateApp {
         }
         let session = client.into_session();
         let persistent = HttpPersistentSettings::for_session(&session);
-        conn.expect_head();
+        // What is left of the body is passed over first: it is no head.
         let reusable = session.finish().await.ok().flatten()?;
+        conn.expect_head();
         Some(ReusedHttpStream::from_reusable_stream(reusable, persistent))
     }
 

@@ -93,7 +93,14 @@ fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
     let name = name.as_str();
     match name {
         "authorization" if call.credential.is_some() => Fate::Drop,
-        "x-data-parallel-rank" if call.may_choose_rank && call.rank.is_none() => Fate::Pass,
+        // A caller's own choice was obeyed when the pod was chosen; an endpoint without ranks judges it.
+        "x-data-parallel-rank" if call.may_choose_rank => {
+            if call.rank.is_none() {
+                Fate::Pass
+            } else {
+                Fate::Drop
+            }
+        }
         "x-data-parallel-rank" | "target-pod" | "routing-strategy" => Fate::Routing,
         // The gate scans answers, so it asks for them uncompressed. The rest it sets itself.
         "accept-encoding" | "host" | "content-length" | "expect" | "x-request-id" | "traceparent" | "x-real-ip" => {

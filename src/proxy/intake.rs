@@ -8,7 +8,7 @@ use http::header;
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::reply::Fault;
-use crate::api::{Anatomy, Api, Edit, splice, strip_dangerous};
+use crate::api::{Anatomy, Api, Edit, dangers, splice, strip_dangerous};
 use crate::base::{ModelName, PodId, Tokens};
 use crate::flow::{Arrival, BodyKey, Caller, Reason, Trust};
 use crate::observe::Stage;
@@ -135,12 +135,8 @@ impl Exchange {
         let asked = anatomy.model.as_deref();
         let (model, rewritten) = self.model(asked, &fleet)?;
         let mut edits: Vec<Edit<'_>> = strip_dangerous(&anatomy).to_vec();
-        for edit in &edits {
-            self.gate.metrics.stripped_members.inc(if edit.key.starts_with("kv") {
-                "kv_transfer_params"
-            } else {
-                "ec_transfer_params"
-            });
+        if !edits.is_empty() {
+            dangers(&anatomy).for_each(|kind| self.gate.metrics.stripped_members.inc(kind));
         }
         let name = rewritten.then(|| serde_json::Value::from(&*model).to_string());
         if let Some(name) = &name {

@@ -71,7 +71,8 @@ impl Exchange {
         };
         let is_shown = self.is_explained();
         let detail = if is_shown { Detail::Rows } else { Detail::Off };
-        let decision = plan(&self.gate, &fleet, &request, &hits, &mut self.rng, detail);
+        let rank = self.asked_rank();
+        let decision = plan(&self.gate, &fleet, &request, &hits, rank, &mut self.rng, detail);
         let ended = now();
         self.gate.metrics.stage(Stage::Plan, ended.since(started));
         self.overran(ended.since(started));
@@ -102,6 +103,12 @@ impl Exchange {
             && self.client.head().headers.get("x-tidegate-explain").is_some_and(|value| value == "1")
     }
 
+    /// The data-parallel rank that a trusted caller chose. Endpoints without such a rank are left to judge it.
+    fn asked_rank(&self) -> Option<u32> {
+        let asked = self.client.head().headers.get("x-data-parallel-rank").filter(|_| self.is_trusted)?;
+        asked.to_str().ok()?.trim().parse().ok()
+    }
+
     fn overran(&self, took: Duration) {
         if took <= PLAN_MAX {
             OVERRUNS.store(0, Relaxed);
@@ -111,13 +118,25 @@ impl Exchange {
     }
 }
 
-fn plan(gate: &Gate, fleet: &Fleet, request: &Request<'_>, hits: &Hits, rng: &mut Rng, detail: Detail) -> Decision {
+fn plan(
+    gate: &Gate,
+    fleet: &Fleet,
+    request: &Request<'_>,
+    hits: &Hits,
+    rank: Option<u32>,
+    rng: &mut Rng,
+    detail: Detail,
+) -> Decision {
     SCRATCH.with_borrow_mut(|(views, scratch)| {
         let now = now();
+        let view = |pod: &Arc<Pod>| PodView::of(pod, request.model, hits.depth(pod.id), now);
         views.clear();
-        views.extend(
-            candidates(fleet, request.model).map(|pod| PodView::of(pod, request.model, hits.depth(pod.id), now)),
-        );
+        if rank.is_some() {
+            views.extend(candidates(fleet, request.model).filter(|pod| pod.spec.rank == rank).map(view));
+        }
+        if views.is_empty() {
+            views.extend(candidates(fleet, request.model).map(view));
+        }
         if !gate.safe_mode.load(Relaxed) {
             let planned = catch_unwind(AssertUnwindSafe(|| {
                 gate.at(Phase::Plan);

@@ -20,6 +20,8 @@ pub enum Fault {
     Frame(Rule),
     /// Head or framing that the HTTP parser refused.
     BadHttp,
+    /// The path and query are longer than the limit.
+    TargetTooLong,
     /// The head did not come in time.
     HeadTimeout,
     /// The body did not come in time.
@@ -138,6 +140,7 @@ impl Fault {
             Self::Lint(_)
             | Self::Frame(_)
             | Self::BadHttp
+            | Self::TargetTooLong
             | Self::HeadTimeout
             | Self::BodyTimeout
             | Self::BodyTooLarge(_)
@@ -167,6 +170,7 @@ impl Fault {
             }
             Self::Frame(Rule::BadExpect) => Row::new(417, BAD, Rule::BadExpect.text(), Cause::BadHeader).closing(),
             Self::Frame(rule) => Row::new(400, BAD, rule.text(), Cause::BadFraming).closing(),
+            Self::TargetTooLong => Row::new(414, BAD, "The request target is too long.", Cause::HeadTooLarge).closing(),
             Self::HeadTimeout => {
                 Row::new(408, BAD, "The request head did not arrive in time.", Cause::HeadTimeout).closing()
             }
@@ -304,6 +308,7 @@ mod tests {
             (Fault::Frame(Rule::BadMethod), 405, None, true),
             (Fault::Frame(Rule::BadExpect), 417, None, true),
             (Fault::BadHttp, 400, None, true),
+            (Fault::TargetTooLong, 414, None, true),
             (Fault::HeadTimeout, 408, None, true),
             (Fault::BodyTimeout, 408, None, true),
             (Fault::BodyTooLarge(9), 413, None, true),

@@ -54,6 +54,8 @@ pub struct Rules {
     pub head_timeout: Duration,
     /// Idle time between two requests of a connection.
     pub idle_timeout: Duration,
+    /// Longest request target \[bytes\].
+    pub target_bytes_max: usize,
     /// Largest request body \[bytes\].
     pub body_bytes_max: u64,
     /// Time for a body, plus a second per `body_floor_bytes`.
@@ -96,6 +98,7 @@ impl Default for Rules {
             head: HeadLimits { head_bytes_max: 64 * 1024, fields_max: 100 },
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            target_bytes_max: 8 * 1024,
             body_bytes_max: 64 << 20,
             body_timeout: Duration::from_secs(30),
             body_floor_bytes: 8 * 1024,
@@ -129,6 +132,7 @@ impl Rules {
             },
             head_timeout: seconds(times.head_s),
             idle_timeout: seconds(times.keep_alive_s),
+            target_bytes_max: limits.target_bytes_max as usize,
             body_bytes_max: limits.body_bytes_max,
             body_timeout: seconds(times.body_s),
             body_floor_bytes: u64::from(times.body_bytes_per_s).max(1),
