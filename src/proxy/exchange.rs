@@ -136,6 +136,10 @@ impl Exchange {
             self.gate.metrics.framing_rejected.inc(rule.as_str());
             return Err(Fault::Frame(rule).into());
         }
+        let target_bytes = self.client.head().raw_path().len();
+        if target_bytes > self.rules.target_bytes_max {
+            return Err(Fault::TargetTooLong(self.rules.target_bytes_max).into());
+        }
         self.gate.at(Phase::Head);
         self.client.ignore_upgrade();
         self.gate.metrics.stage(Stage::Head, now().since(self.note.started));

@@ -18,6 +18,8 @@ pub enum Fault {
     Lint(Violation),
     /// A head whose framing is ambiguous.
     Frame(Rule),
+    /// A request target over the limit \[bytes\].
+    TargetTooLong(usize),
     /// Head or framing that the HTTP parser refused.
     BadHttp,
     /// The head did not come in time.
@@ -137,6 +139,7 @@ impl Fault {
         match self {
             Self::Lint(_)
             | Self::Frame(_)
+            | Self::TargetTooLong(_)
             | Self::BadHttp
             | Self::HeadTimeout
             | Self::BodyTimeout
@@ -167,6 +170,9 @@ impl Fault {
             }
             Self::Frame(Rule::BadExpect) => Row::new(417, BAD, Rule::BadExpect.text(), Cause::BadHeader).closing(),
             Self::Frame(rule) => Row::new(400, BAD, rule.text(), Cause::BadFraming).closing(),
+            Self::TargetTooLong(bytes_max) => Row::new(414, BAD, "", Cause::HeadTooLarge)
+                .saying(format!("The request target is longer than {bytes_max} bytes."))
+                .closing(),
             Self::HeadTimeout => {
                 Row::new(408, BAD, "The request head did not arrive in time.", Cause::HeadTimeout).closing()
             }
@@ -303,6 +309,7 @@ mod tests {
             (Fault::Frame(Rule::LengthWithCoding), 400, None, true),
             (Fault::Frame(Rule::BadMethod), 405, None, true),
             (Fault::Frame(Rule::BadExpect), 417, None, true),
+            (Fault::TargetTooLong(9), 414, None, true),
             (Fault::BadHttp, 400, None, true),
             (Fault::HeadTimeout, 408, None, true),
             (Fault::BodyTimeout, 408, None, true),

@@ -50,6 +50,8 @@ impl From<&Timeouts> for Times {
 pub struct Rules {
     /// Bounds of a request head.
     pub head: HeadLimits,
+    /// Longest request target \[bytes\].
+    pub target_bytes_max: usize,
     /// From a head's first byte to its last; also from accepting a connection to its first byte.
     pub head_timeout: Duration,
     /// Idle time between two requests of a connection.
@@ -94,6 +96,7 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             head: HeadLimits { head_bytes_max: 64 * 1024, fields_max: 100 },
+            target_bytes_max: 8 * 1024,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             body_bytes_max: 64 << 20,
@@ -127,6 +130,7 @@ impl Rules {
                 head_bytes_max: limits.head_bytes_max as usize,
                 fields_max: limits.head_fields_max.into(),
             },
+            target_bytes_max: limits.target_bytes_max as usize,
             head_timeout: seconds(times.head_s),
             idle_timeout: seconds(times.keep_alive_s),
             body_bytes_max: limits.body_bytes_max,
