@@ -52,7 +52,7 @@
 //!
 //! # What always holds
 //!
-//! - A body goes to the pod byte for byte, except for the members that are removed or rewritten at top level (`splice`).
+//! - A body goes to the pod byte for byte, except for members that endanger pods and a model's alias (`api::splice`).
 //! - Nothing reaches the client before *commit*; nothing is tried again after it.
 //! - Whatever is booked for an attempt is given back by a guard's `Drop`, a panic included: in-flight gauges end at 0.
 //! - Every map, buffer, wait and retry has a named limit. One access line per request, with one cause from a closed list.
@@ -70,11 +70,11 @@
 //! - *Pingora's server sessions through `HttpServerApp`, not `ProxyHttp`.* Its native forwarding hangs once a body was read in
 //!   an early phase, and every body is read here; without forwarding the phases around it only cost.
 //! - *An own HTTP/1.1 client towards pods, not Pingora's connector.* Head and body leave in one vectored write, an answer that
-//!   comes before the body was taken is seen at once, and a waiting stream holds no buffer: memory per stream stays small.
+//!   comes before the body was taken is seen at once, and a stream holds no more than one read: little memory per stream.
 //! - *Own workers, not Pingora's server.* One thread with a current-thread runtime each, so a connection, its pods' sockets and
 //!   its timers stay on one thread without locks. It also gives the cap, the absolute head deadline, the raw lint and a drain
 //!   that can keep accepting, which Pingora's listener has not.
-//! - *A room `runtime`* for the clock and supervised tasks: bans can then name the two functions that may touch them.
+//! - *A room `runtime`* for the clock and for starting tasks: everywhere else both are banned by a lint.
 //! - *zlib-ng is replaced* by zlib-rs (`.cargo/libz-ng-sys`), because its build needs cmake and nothing here compresses.
 //!
 //! # Words
