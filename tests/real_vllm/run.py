@@ -65,6 +65,8 @@ def has_shape(shape, answer):
         return isinstance(error, dict) and {"message", "type", "param", "code"} <= error.keys() and error["code"] == answer.status
     if shape == "anthropic":
         return body.get("type") == "error" and {"message", "type"} <= body.get("error", {}).keys()
+    if shape == "detail":
+        return body.keys() == {"detail"}
     if shape == "models":
         names = [entry["id"] for entry in body["data"]]
         return body["object"] == "list" and "tiny" in names and len(names) == len(set(names))
