@@ -207,6 +207,10 @@ impl Exchange {
             let started = trial.started;
             let failed = match self.attempt(facts, &choice, &mut trial).await? {
                 Tried::Done(usage, outcome) => {
+                    if outcome == Outcome::Broken {
+                        let key = facts.body_key(self.gate.prefix_secret);
+                        self.gate.guards.broke(now(), choice.pod.id, started, key);
+                    }
                     trial.settled(usage, outcome);
                     return Ok(());
                 }

@@ -180,9 +180,9 @@ impl Client {
     /// Sends the head together with the first bytes of the body; with `end`, that is all of the answer.
     pub(super) async fn begin(&mut self, head: Box<ResponseHeader>, first: Bytes, end: bool) -> Result<(), Lost> {
         self.status = Some(head.status.as_u16());
-        self.conn.cork(true);
+        self.cork(true);
         let written = self.session.write_response_header(head).await;
-        self.conn.cork(false);
+        self.cork(false);
         written.map_err(|error| Self::lost(&error))?;
         if end { self.last(first).await } else { self.write(first).await }
     }
@@ -196,15 +196,22 @@ impl Client {
     /// Sends the rest of the body (may be empty) and ends it.
     pub(super) async fn last(&mut self, piece: Bytes) -> Result<(), Lost> {
         self.sent_bytes += piece.len() as u64;
-        self.conn.cork(true);
+        self.cork(true);
         let written = self.session.write_response_body(piece, self.is_http2()).await;
-        self.conn.cork(false);
+        self.cork(false);
         written.map_err(|error| Self::lost(&error))?;
         if !self.is_http2() {
             self.session.finish_body().await.map_err(|error| Self::lost(&error))?;
         }
         self.ended = true;
         Ok(())
+    }
+
+    /// Joins writes, on HTTP/1 only: an HTTP/2 connection is shared with other streams.
+    fn cork(&self, corked: bool) {
+        if !self.is_http2() {
+            self.conn.cork(corked);
+        }
     }
 
     /// Breaks the answer off so that the client sees that it is not whole.

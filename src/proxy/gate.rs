@@ -253,28 +253,34 @@ async fn read_head(
     if session.is_http2() {
         return Ok(true);
     }
+    let is_reused = conn.is_reused();
+    let idle_max = if is_reused { rules.idle_timeout } else { rules.head_timeout };
+    if !*shutdown.borrow() {
+        session.set_keepalive(Some(idle_max.as_secs().max(1)));
+    }
     let mut shutdown = shutdown.clone();
     let waits_from = now();
     let read = {
         let mut read = pin!(session.read_request());
-        let mut alarm = pin!(tokio::time::sleep(rules.head_timeout));
+        // A head cannot be late before this first rings, whenever it started; then the rest of its time is known.
+        let mut alarm = pin!(tokio::time::sleep(rules.head_timeout.min(idle_max)));
         loop {
             tokio::select! {
                 biased;
                 read = &mut read => break read,
-                () = &mut alarm => match conn.head_started() {
-                    Some(started) => {
-                        let until = started.after(rules.head_timeout);
-                        if until <= now() {
-                            return Err(Fault::HeadTimeout);
-                        }
-                        let left = until.since(now());
-                        alarm.set(tokio::time::sleep(left));
+                () = &mut alarm => {
+                    let (until, late) = match conn.head_started() {
+                        Some(started) => (started.after(rules.head_timeout), Err(Fault::HeadTimeout)),
+                        None => (waits_from.after(idle_max), Ok(false)),
+                    };
+                    let left = until.since(now());
+                    if left.is_zero() {
+                        return late;
                     }
-                    None if now().since(waits_from) >= rules.idle_timeout => return Ok(false),
-                    None => alarm.set(tokio::time::sleep(rules.head_timeout.min(Duration::from_secs(1)))),
-                },
-                _ = shutdown.wait_for(|stops| *stops), if conn.head_started().is_none() => return Ok(false),
+                    alarm.set(tokio::time::sleep(left.min(rules.head_timeout)));
+                }
+                // A connection that was just made is still served; an idle one is not waited for.
+                _ = shutdown.wait_for(|stops| *stops), if is_reused && conn.head_started().is_none() => return Ok(false),
             }
         }
     };

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
@@ -30,6 +31,10 @@ use crate::runtime::now;
 /// Joined writes are sent at the latest when this many bytes wait.
 const JOIN_BYTES_MAX: usize = 16 * 1024;
 
+/// How long, and for how many bytes, a closing connection is read on.
+const LINGER_MAX: Duration = Duration::from_millis(500);
+const LINGER_BYTES_MAX: usize = 4 << 20;
+
 /// What the gate knows of a client connection; shared between the stream and the requests on it.
 #[derive(Debug)]
 pub struct Conn {
@@ -38,6 +43,7 @@ pub struct Conn {
     head_started: AtomicU64,
     violation: AtomicU8,
     next_head: AtomicBool,
+    is_reused: AtomicBool,
     corked: AtomicBool,
 }
 
@@ -54,8 +60,14 @@ impl Conn {
 
     /// The bytes that come next are a new head.
     pub fn expect_head(&self) {
+        self.is_reused.store(true, Relaxed);
         self.head_started.store(0, Relaxed);
         self.next_head.store(true, Relaxed);
+    }
+
+    /// Whether a request was served on it before.
+    pub fn is_reused(&self) -> bool {
+        self.is_reused.load(Relaxed)
     }
 
     /// While corked, writes are joined and not sent.
@@ -90,6 +102,7 @@ impl GuardedStream {
             head_started: AtomicU64::new(0),
             violation: AtomicU8::new(0),
             next_head: AtomicBool::new(false),
+            is_reused: AtomicBool::new(false),
             corked: AtomicBool::new(false),
         });
         let carrier = ResponseHeader::build(StatusCode::OK, Some(0)).map_err(io::Error::other)?;
@@ -210,10 +223,23 @@ impl fmt::Debug for GuardedStream {
 
 #[async_trait]
 impl Shutdown for GuardedStream {
+    /// Ends our side, then reads on for a moment: closing a socket with unread bytes resets it, and the client would lose
+    /// an answer that it has not read yet, such as a 413 in the middle of its upload.
     async fn shutdown(&mut self) {
-        if let Err(error) = tokio::io::AsyncWriteExt::shutdown(self).await {
-            tracing::trace!(%error, "client connection was gone at shutdown");
+        if tokio::io::AsyncWriteExt::shutdown(self).await.is_err() {
+            return;
         }
+        let linger = async {
+            let mut scratch = [0; 4 * 1024];
+            let mut left = LINGER_BYTES_MAX;
+            while let Ok(read) = tokio::io::AsyncReadExt::read(&mut self.io, &mut scratch).await {
+                left = left.saturating_sub(read);
+                if read == 0 || left == 0 {
+                    return;
+                }
+            }
+        };
+        let _ended_or_late = tokio::time::timeout(LINGER_MAX, linger).await;
     }
 }
 

@@ -61,9 +61,8 @@ impl Gate {
     pub async fn with_pods(count: usize, config: SimConfig, yaml: &str) -> (Self, Fleet) {
         let fleet = Fleet::start(count, config).await.unwrap();
         let gate = Self::start(&fleet.addrs(), yaml).await;
-        let models =
-            |gate: &Self| gate.app().gate().table.fleet().pods.iter().all(|pod| pod.facts.load().served.is_some());
-        gate.eventually("models known", || models(&gate)).await;
+        let are_known = || gate.app().gate().table.fleet().unknown.is_empty();
+        gate.eventually("models known", are_known).await;
         (gate, fleet)
     }
 
