@@ -80,6 +80,7 @@ impl Gate {
     }
 
     /// Waits until `is_so`, polling: the gate offers no notification for what tests look at.
+    #[allow(clippy::disallowed_methods, reason = "the one place that polls; tests wait for states, not for times")]
     pub async fn eventually(&self, what: &str, is_so: impl Fn() -> bool) {
         let waited = tokio::time::timeout(PATIENCE, async {
             while !is_so() {
