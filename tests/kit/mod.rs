@@ -250,3 +250,5 @@ pub fn events(body: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(body);
     text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
 }
+
+pub mod wire;
