@@ -3,6 +3,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::{self, HeaderMap};
+
 use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
@@ -72,6 +75,8 @@ pub struct Rules {
     pub proxies: Vec<Network>,
     /// Networks of callers who may choose ranks and see decisions.
     pub callers: Vec<Network>,
+    /// Origin whose pages may read the gate's own answers; `*` means every origin.
+    pub allow_origin: Option<HeaderValue>,
     /// Paths opened beyond the table.
     pub paths: PathRules,
     /// Times of models without their own.
@@ -107,6 +112,7 @@ impl Default for Rules {
             memory_bytes_max: 1 << 30,
             proxies: Vec::new(),
             callers: Vec::new(),
+            allow_origin: None,
             paths: PathRules::default(),
             times: Times::default(),
             model_times: HashMap::new(),
@@ -140,6 +146,7 @@ impl Rules {
             connections_max: u64::from(limits.connections_max),
             proxies: trust.proxies.clone(),
             callers: trust.callers.clone(),
+            allow_origin: listen.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
             paths,
             times: Times::from(times),
             drain_accept: seconds(listen.drain_accept_s),
@@ -158,8 +165,36 @@ impl Rules {
         self.callers.iter().any(|network| network.contains(addr))
     }
 
+    /// `Access-Control-Allow-Origin` of an answer of the gate's own to a request with these fields. Only a request of a
+    /// web page names its `Origin`.
+    pub fn opened_to(&self, fields: &HeaderMap) -> Option<HeaderValue> {
+        let origin = fields.get(header::ORIGIN)?;
+        self.allow_origin.clone().filter(|allowed| allowed == "*" || allowed == origin)
+    }
+
     /// Times of a model.
     pub fn times(&self, model: &str) -> Times {
         self.model_times.get(model).copied().unwrap_or(self.times)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_of_the_allowed_origin_may_read_answers_of_the_gate() {
+        for (allowed, origin, wanted) in [
+            (Some("*"), Some("https://a.example"), Some("*")),
+            (Some("https://a.example"), Some("https://a.example"), Some("https://a.example")),
+            (Some("https://a.example"), Some("https://b.example"), None),
+            (Some("*"), None, None),
+            (None, Some("https://a.example"), None),
+        ] {
+            let listen = Listen { allow_origin: allowed.map(str::to_owned), ..Listen::default() };
+            let rules = Rules::of(&listen, &Limits::default(), &Trust::default(), PathRules::default());
+            let fields = origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))).into_iter().collect();
+            assert_eq!(rules.opened_to(&fields).as_ref().map(HeaderValue::as_bytes), wanted.map(str::as_bytes));
+        }
     }
 }

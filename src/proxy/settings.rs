@@ -39,13 +39,24 @@ pub struct Listen {
     pub drain_accept_s: u32,
     /// How long requests in flight may run on after that, in seconds.
     pub drain_max_s: u32,
+    /// Web pages that may read what the gate itself answers (errors, models): `*` for all, as pods do unless
+    /// `--allowed-origins` of vLLM says otherwise, or one origin such as `https://chat.example`; unset means none.
+    pub allow_origin: Option<String>,
     /// Paths to pods beyond the served API.
     pub paths: Paths,
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { addr: ADDR, h2c_addr: None, threads: None, drain_accept_s: 5, drain_max_s: 300, paths: Paths::default() }
+        Self {
+            addr: ADDR,
+            h2c_addr: None,
+            threads: None,
+            drain_accept_s: 5,
+            drain_max_s: 300,
+            allow_origin: Some("*".to_owned()),
+            paths: Paths::default(),
+        }
     }
 }
 
@@ -58,6 +69,14 @@ impl Listen {
         }
         if self.h2c_addr.is_some_and(|h2c| h2c == self.addr && h2c.port() != 0) {
             problems.push(("h2c_addr", "is the address of the HTTP/1.1 listener; write another port".to_owned()));
+        }
+        if self
+            .allow_origin
+            .as_ref()
+            .is_some_and(|origin| origin.is_empty() || !origin.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            let text = "is no origin; write `*`, one origin such as `https://chat.example`, or null";
+            problems.push(("allow_origin", text.to_owned()));
         }
         for path in &self.paths.allow {
             let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'));
