@@ -1,7 +1,7 @@
 //! The gate serves what pods serve: every API, streamed or not, and its own routes.
 mod kit;
 
-use kit::{Gate, chat, events, get, post};
+use kit::{Gate, chat, events, get, post, raw};
 use tidegate::sim::content::expected;
 use tidegate::sim::http::SimConfig;
 
@@ -42,6 +42,15 @@ async fn own_routes_answer_and_pods_routes_are_closed() {
         assert_eq!(get(gate.addr(), path).await.status, status, "{path}");
     }
     assert_eq!(get(gate.addr(), "/v1/chat/completions").await.status, 405);
+    for (path, fields, origin) in [
+        ("/v1/models", "origin: https://page.example\r\n", Some("*")),
+        ("/nope", "origin: https://page.example\r\n", Some("*")),
+        ("/v1/models", "", None),
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: gate\r\n{fields}connection: close\r\n\r\n");
+        let answer = raw(gate.addr(), request.as_bytes()).await;
+        assert_eq!(answer.header("access-control-allow-origin"), origin, "{path}");
+    }
     let unknown = post(gate.addr(), "/v1/chat/completions", "", &chat("nobody", "x", false, 1)).await;
     assert_eq!((unknown.status, unknown.json()["error"]["type"].as_str()), (404, Some("NotFoundError")));
     gate.finish().await;

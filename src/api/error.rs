@@ -2,7 +2,8 @@
 //! API it called. Shapes: vLLM 0.32 (`{"error":{"message","type","param","code"}}`, code = status) and Anthropic's.
 //! Texts come from the caller and must never hold a prompt, a key or a body.
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use super::kind::{Api, DoneMark, Shape};
 
@@ -19,13 +20,43 @@ pub struct ErrorText<'a> {
     pub code: u16,
 }
 
+/// `error` of the OpenAI shape; members in vLLM's order.
+#[derive(Serialize)]
+struct OpenAiError<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: u16,
+}
+
+/// The whole body in Anthropic's shape; members in vLLM's order.
+#[derive(Serialize)]
+struct AnthropicBody<'a> {
+    r#type: &'static str,
+    error: AnthropicError<'a>,
+}
+
+#[derive(Serialize)]
+struct AnthropicError<'a> {
+    r#type: &'static str,
+    message: &'a str,
+}
+
 impl ErrorText<'_> {
-    fn open_ai(&self) -> Value {
-        json!({"message": self.message, "type": self.kind, "param": self.param, "code": self.code})
+    const fn open_ai(&self) -> OpenAiError<'_> {
+        OpenAiError { message: self.message, r#type: self.kind, param: self.param, code: self.code }
     }
 
-    fn anthropic(&self) -> Value {
-        json!({"type": "error", "error": {"type": anthropic_kind(self.code), "message": self.message}})
+    /// Text of the error in the shape's JSON.
+    fn json(&self, shape: Shape) -> String {
+        let text = match shape {
+            Shape::OpenAi => serde_json::to_string(&self.open_ai()).map(|error| format!("{{\"error\":{error}}}")),
+            Shape::Anthropic => serde_json::to_string(&AnthropicBody {
+                r#type: "error",
+                error: AnthropicError { r#type: anthropic_kind(self.code), message: self.message },
+            }),
+        };
+        text.unwrap_or_default()
     }
 }
 
@@ -46,11 +77,7 @@ const fn anthropic_kind(code: u16) -> &'static str {
 
 /// The body of an error answer.
 pub fn error_body(shape: Shape, text: &ErrorText<'_>) -> Bytes {
-    let value = match shape {
-        Shape::OpenAi => json!({"error": text.open_ai()}),
-        Shape::Anthropic => text.anthropic(),
-    };
-    Bytes::from(value.to_string())
+    Bytes::from(text.json(shape))
 }
 
 /// One whole SSE event that tells a client its stream failed, blank line included. It is not a good ending: the caller
@@ -58,8 +85,8 @@ pub fn error_body(shape: Shape, text: &ErrorText<'_>) -> Bytes {
 /// `message`, `param`, `sequence_number`) and also holds `error`, which is what OpenAI's own clients raise on.
 pub fn error_event(api: Api, text: &ErrorText<'_>) -> Bytes {
     let event = match api.done_mark() {
-        DoneMark::Done => format!("data: {}\n\n", json!({"error": text.open_ai()})),
-        DoneMark::MessageStop => format!("event: error\ndata: {}\n\n", text.anthropic()),
+        DoneMark::Done => format!("data: {}\n\n", text.json(Shape::OpenAi)),
+        DoneMark::MessageStop => format!("event: error\ndata: {}\n\n", text.json(Shape::Anthropic)),
         DoneMark::Response => {
             let value = json!({
                 "type": "error", "code": text.code.to_string(), "message": text.message, "param": text.param,
@@ -74,6 +101,8 @@ pub fn error_event(api: Api, text: &ErrorText<'_>) -> Bytes {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use serde_json::Value;
+
     use super::*;
 
     const TEXT: ErrorText<'_> =
@@ -88,6 +117,15 @@ mod tests {
         );
         let other: Value = serde_json::from_slice(&error_body(Shape::Anthropic, &TEXT)).unwrap();
         assert_eq!(other, json!({"type":"error","error":{"type":"api_error","message":"pod \"broke\"\nlate"}}));
+    }
+
+    #[test]
+    fn members_come_in_the_order_of_vllm() {
+        let missing = ErrorText { message: "gone", kind: "NotFoundError", param: Some("model"), code: 404 };
+        let wanted = r#"{"error":{"message":"gone","type":"NotFoundError","param":"model","code":404}}"#;
+        assert_eq!(error_body(Shape::OpenAi, &missing), wanted);
+        let wanted = r#"{"type":"error","error":{"type":"not_found_error","message":"gone"}}"#;
+        assert_eq!(error_body(Shape::Anthropic, &missing), wanted);
     }
 
     #[test]

@@ -26,7 +26,8 @@ pub(super) fn spawn(
     stopped: watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let control = Control { gate, readiness, watcher, credential: Arc::default() };
+    let control =
+        Control { gate, readiness, watcher, credential: Arc::default(), memory_max: setup::container_bytes() };
     std::thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(control.run(config, stopped)))
 }
 
@@ -35,6 +36,8 @@ struct Control {
     readiness: Arc<Readiness>,
     watcher: Watcher,
     credential: Arc<Credential>,
+    /// What the container allows \[bytes\].
+    memory_max: Option<u64>,
 }
 
 impl Control {
@@ -60,7 +63,7 @@ impl Control {
         loop {
             tokio::select! {
                 _ = stopped.wait_for(|stops| *stops) => return,
-                _ = beat.tick() => self.beat(),
+                _ = beat.tick() => self.beat(&config),
                 _ = poll.tick() => if let Some(new) = self.reloaded(&config) {
                     sources.send_replace(new.sources.clone());
                     settings.send_replace(new.pods.clone());
@@ -71,8 +74,11 @@ impl Control {
         }
     }
 
-    fn beat(&self) {
+    fn beat(&self, config: &Config) {
         self.readiness.beat(now());
+        if let Some((used, max)) = setup::resident_bytes().zip(config.limits.memory_bytes_max.or(self.memory_max)) {
+            self.gate.metrics.memory_stage.set(self.gate.memory.tell(used, max) as u64);
+        }
         self.publish_credential();
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
         let fleet = self.gate.table.fleet();

@@ -52,6 +52,21 @@ pub(super) fn seed() -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// Memory the process uses.
+pub(super) fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Memory the container may use (cgroup v2, then v1); `None` outside of one or without a bound.
+pub(super) fn container_bytes() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let max = read("/sys/fs/cgroup/memory.max").or_else(|| read("/sys/fs/cgroup/memory/memory.limit_in_bytes"))?;
+    // Version 1 writes "no bound" as a number near 2^63.
+    (max < 1 << 60).then_some(max)
+}
+
 /// Descriptors the process may open.
 fn descriptors() -> Option<u64> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
@@ -67,6 +82,7 @@ mod tests {
     fn the_system_tells_its_limits() {
         assert!(descriptors().is_some_and(|count| count > 0));
         assert!(workers_default() > 0);
+        assert!(resident_bytes().is_some_and(|bytes| bytes > 1 << 20));
         assert_ne!(seed().ok(), seed().ok());
     }
 }

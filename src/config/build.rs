@@ -8,7 +8,7 @@ use super::sections::{Prefix, Routing};
 use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
-use crate::proxy::settings::{Limits, Listen, Model, Slo, Timeouts, Trust};
+use crate::proxy::settings::{Limits, Listen, Model, Timeouts, Trust};
 use crate::scheduling::Profile;
 use crate::{admin, export, flow, observe, telemetry};
 
@@ -54,8 +54,6 @@ pub struct ModelRule {
     pub upstream: ModelName,
     /// Deadlines.
     pub timeouts: Timeouts,
-    /// What latency is promised.
-    pub slo: Slo,
 }
 
 /// Rules by every name and alias of a configured model.
@@ -162,8 +160,7 @@ fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Fou
             }
         }
         let upstream: ModelName = model.rewrite_to.as_deref().unwrap_or(name).into();
-        let rule =
-            ModelRule { name: name.as_str().into(), upstream, timeouts: timeouts.with(own), slo: model.slo.clone() };
+        let rule = ModelRule { name: name.as_str().into(), upstream, timeouts: timeouts.with(own) };
         let rule = Arc::new(rule);
         rules.insert(Arc::clone(&rule.name), Arc::clone(&rule));
         for (index, alias) in model.aliases.iter().enumerate() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
 use pingora::ErrorType;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -34,6 +34,8 @@ pub(super) struct Client {
     session: ServerSession,
     /// Its connection.
     pub(super) conn: Arc<Conn>,
+    /// Whose pages may read an answer of the gate's own.
+    pub(super) opened_to: Option<HeaderValue>,
     watches: bool,
     status: Option<u16>,
     sent_bytes: u64,
@@ -44,7 +46,7 @@ impl Client {
     /// Takes a session whose head was read.
     pub(super) fn new(mut session: ServerSession, conn: Arc<Conn>, write_timeout: Duration) -> Self {
         session.set_write_timeout(Some(write_timeout));
-        Self { session, conn, watches: true, status: None, sent_bytes: 0, ended: false }
+        Self { session, conn, opened_to: None, watches: true, status: None, sent_bytes: 0, ended: false }
     }
 
     /// The request's head.
@@ -248,7 +250,8 @@ impl Client {
         if row.close {
             self.close_after();
         }
-        let head = Self::fault_head(fault, body.len(), request_id).map_err(|error| Self::lost(&error))?;
+        let mut head = Self::fault_head(fault, body.len(), request_id).map_err(|error| Self::lost(&error))?;
+        self.open(&mut head).map_err(|error| Self::lost(&error))?;
         self.begin(head, body, true).await
     }
 
@@ -286,7 +289,15 @@ impl Client {
         let mut head =
             super::headers::to_client(status, fields, frame, self.is_http11()).map_err(|error| Self::lost(&error))?;
         head.insert_header("x-request-id", request_id).map_err(|error| Self::lost(&error))?;
+        self.open(&mut head).map_err(|error| Self::lost(&error))?;
         self.begin(head, body, true).await
+    }
+
+    /// Lets the web page that asked read the answer, as pods do (CORS).
+    fn open(&self, head: &mut ResponseHeader) -> pingora::Result<()> {
+        let Some(origin) = &self.opened_to else { return Ok(()) };
+        head.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone())?;
+        head.insert_header(header::VARY, "Origin")
     }
 
     /// Gives the session back at the end of the request.

@@ -76,7 +76,8 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(gate: Arc<Gate>, rules: Arc<Rules>, client: Client) -> Self {
+    pub(super) fn new(gate: Arc<Gate>, rules: Arc<Rules>, mut client: Client) -> Self {
+        client.opened_to = rules.opened_to(&client.head().headers);
         let started = client.conn.head_started().unwrap_or_else(now);
         let mut rng = Rng::new(gate.draw());
         let request_id = client
@@ -136,9 +137,9 @@ impl Exchange {
             self.gate.metrics.framing_rejected.inc(rule.as_str());
             return Err(Fault::Frame(rule).into());
         }
-        let target = self.client.head().uri.path_and_query().map_or(0, |target| target.as_str().len());
-        if target > self.rules.target_bytes_max {
-            return Err(Fault::TargetTooLong.into());
+        let target_bytes = self.client.head().raw_path().len();
+        if target_bytes > self.rules.target_bytes_max {
+            return Err(Fault::TargetTooLong(self.rules.target_bytes_max).into());
         }
         self.gate.at(Phase::Head);
         self.client.ignore_upgrade();
@@ -251,13 +252,15 @@ impl Exchange {
         client
     }
 
-    /// Answers with JSON of the gate's own.
+    /// Answers with JSON of the gate's own, or with an empty body.
     pub(super) async fn json(&mut self, route: &'static str, body: Bytes) -> Result<(), End> {
         self.note.route = route;
         self.note.cause = Some(Cause::Local);
         let mut fields = HeaderMap::with_capacity(1);
-        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.client.pass_over_body(self.rules.body_timeout);
+        if !body.is_empty() {
+            fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         self.client.answer(http::StatusCode::OK, fields, body, &self.note.request_id).await?;
         Ok(())
     }

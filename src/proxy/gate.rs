@@ -24,6 +24,7 @@ use super::client::Client;
 use super::exchange::Exchange;
 use super::guard::{Conn, conn_of};
 use super::guards::Guards;
+use super::memory::{Memory, Stage};
 use super::reply::Fault;
 use super::rules::Rules;
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
@@ -32,6 +33,8 @@ use crate::prefix::Index;
 use crate::runtime::now;
 use crate::scheduling::Profile;
 
+/// Idle time of a connection while memory is short.
+const IDLE_WHEN_SHORT: Duration = Duration::from_secs(5);
 const H2_IDLE: Duration = Duration::from_mins(5);
 
 /// Where a request is; the hook of fault tests is called with it.
@@ -76,6 +79,8 @@ pub struct Gate {
     pub guards: Arc<Guards>,
     /// Secret of prefix hashes.
     pub prefix_secret: u64,
+    /// How short memory is.
+    pub memory: Memory,
     /// Fault injection.
     pub hook: Option<Hook>,
     rules: ArcSwap<Rules>,
@@ -122,6 +127,7 @@ impl Gate {
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
             prefix_secret: seed.rotate_left(17) ^ 0x51_7C_C1_B7_27_22_0A_95,
+            memory: Memory::default(),
             hook,
             rules: ArcSwap::from_pointee(rules),
             profile: ArcSwap::from_pointee(profile),
@@ -206,7 +212,8 @@ impl HttpServerApp for GateApp {
     ) -> Option<ReusedHttpStream> {
         let conn = conn_of(&session)?;
         let rules = self.gate.rules();
-        match read_head(&mut session, &conn, &rules, shutdown).await {
+        let is_short = self.gate.memory.stage() >= Stage::CloseIdle;
+        match read_head(&mut session, &conn, &rules, is_short, shutdown).await {
             Ok(true) => {}
             Ok(false) => return None,
             Err(fault) => {
@@ -249,13 +256,18 @@ async fn read_head(
     session: &mut ServerSession,
     conn: &Conn,
     rules: &Rules,
+    is_memory_short: bool,
     shutdown: &ShutdownWatch,
 ) -> Result<bool, Fault> {
     if session.is_http2() {
         return Ok(true);
     }
     let is_reused = conn.is_reused();
-    let idle_max = if is_reused { rules.idle_timeout } else { rules.head_timeout };
+    let idle_max = match (is_reused, is_memory_short) {
+        (true, false) => rules.idle_timeout,
+        (true, true) => rules.idle_timeout.min(IDLE_WHEN_SHORT),
+        (false, _) => rules.head_timeout,
+    };
     if !*shutdown.borrow() {
         session.set_keepalive(Some(idle_max.as_secs().max(1)));
     }

@@ -7,6 +7,7 @@ use http::header;
 
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
+use super::memory;
 use super::reply::Fault;
 use crate::api::{Anatomy, Api, Edit, dangers, splice, strip_dangerous};
 use crate::base::{ModelName, PodId, Tokens};
@@ -106,17 +107,19 @@ impl Exchange {
         if self.client.announced_body().is_some_and(|announced| announced > bytes_max) {
             return Err(Fault::BodyTooLarge(bytes_max).into());
         }
-        let (gate, memory_max) = (Arc::clone(&self.gate), self.rules.memory_bytes_max);
+        let (gate, held_max) = (Arc::clone(&self.gate), self.rules.memory_bytes_max);
         let mut held = gate.metrics.body_held.hold(0);
         let grow = |more: u64| {
-            let after = gate.metrics.body_held.value() + more;
-            let stage = memory_stage(after, memory_max);
-            gate.metrics.memory_stage.set(stage);
-            if stage == 3 || (stage == 2 && held.amount() + more > SMALL_BODY_BYTES) {
-                return Err(Fault::Memory);
+            let bodies = memory::Stage::of(gate.metrics.body_held.value() + more, held_max);
+            let is_large = held.amount() + more > SMALL_BODY_BYTES;
+            match bodies.max(gate.memory.stage()) {
+                memory::Stage::RefuseAll => Err(Fault::Memory),
+                memory::Stage::RefuseLarge if is_large => Err(Fault::Memory),
+                _ => {
+                    held.grow(more);
+                    Ok(())
+                }
             }
-            held.grow(more);
-            Ok(())
         };
         let rules = &self.rules;
         let body = self.client.body(bytes_max, rules.body_timeout, rules.body_floor_bytes, grow).await?;
@@ -197,15 +200,5 @@ impl Exchange {
             return Err(Fault::UnknownModel(asked.to_owned()));
         }
         Ok((real.into(), rewritten))
-    }
-}
-
-/// 0: plenty; 1: shrink idle timers (80 %); 2: refuse large bodies (90 %); 3: refuse all (95 %).
-fn memory_stage(held: u64, max: u64) -> u64 {
-    match held.saturating_mul(100) / max.max(1) {
-        0..80 => 0,
-        80..90 => 1,
-        90..95 => 2,
-        _ => 3,
     }
 }

@@ -20,6 +20,7 @@ pub mod headers;
 mod intake;
 pub mod lint;
 mod local;
+pub mod memory;
 mod plan;
 mod relay;
 pub mod reply;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 
 use super::attempt::{Cut, Failed, Kept, Trial, Tried, failure_of, watch};
 use super::client::Lost;
@@ -238,7 +238,7 @@ impl Exchange {
                     if paused >= pause_max {
                         return Ok(Ended::Broken(Fault::IdleTimeout));
                     }
-                    alarm.as_mut().reset(Instant::now() + (pause_max - paused));
+                    alarm.set(sleep(pause_max - paused));
                 }
             }
         }

@@ -18,10 +18,10 @@ pub enum Fault {
     Lint(Violation),
     /// A head whose framing is ambiguous.
     Frame(Rule),
+    /// A request target over the limit \[bytes\].
+    TargetTooLong(usize),
     /// Head or framing that the HTTP parser refused.
     BadHttp,
-    /// The path and query are longer than the limit.
-    TargetTooLong,
     /// The head did not come in time.
     HeadTimeout,
     /// The body did not come in time.
@@ -139,8 +139,8 @@ impl Fault {
         match self {
             Self::Lint(_)
             | Self::Frame(_)
+            | Self::TargetTooLong(_)
             | Self::BadHttp
-            | Self::TargetTooLong
             | Self::HeadTimeout
             | Self::BodyTimeout
             | Self::BodyTooLarge(_)
@@ -170,7 +170,9 @@ impl Fault {
             }
             Self::Frame(Rule::BadExpect) => Row::new(417, BAD, Rule::BadExpect.text(), Cause::BadHeader).closing(),
             Self::Frame(rule) => Row::new(400, BAD, rule.text(), Cause::BadFraming).closing(),
-            Self::TargetTooLong => Row::new(414, BAD, "The request target is too long.", Cause::HeadTooLarge).closing(),
+            Self::TargetTooLong(bytes_max) => Row::new(414, BAD, "", Cause::HeadTooLarge)
+                .saying(format!("The request target is longer than {bytes_max} bytes."))
+                .closing(),
             Self::HeadTimeout => {
                 Row::new(408, BAD, "The request head did not arrive in time.", Cause::HeadTimeout).closing()
             }
@@ -307,8 +309,8 @@ mod tests {
             (Fault::Frame(Rule::LengthWithCoding), 400, None, true),
             (Fault::Frame(Rule::BadMethod), 405, None, true),
             (Fault::Frame(Rule::BadExpect), 417, None, true),
+            (Fault::TargetTooLong(9), 414, None, true),
             (Fault::BadHttp, 400, None, true),
-            (Fault::TargetTooLong, 414, None, true),
             (Fault::HeadTimeout, 408, None, true),
             (Fault::BodyTimeout, 408, None, true),
             (Fault::BodyTooLarge(9), 413, None, true),

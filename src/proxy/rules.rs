@@ -3,6 +3,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::{self, HeaderMap};
+
 use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
@@ -50,12 +53,12 @@ impl From<&Timeouts> for Times {
 pub struct Rules {
     /// Bounds of a request head.
     pub head: HeadLimits,
+    /// Longest request target \[bytes\].
+    pub target_bytes_max: usize,
     /// From a head's first byte to its last; also from accepting a connection to its first byte.
     pub head_timeout: Duration,
     /// Idle time between two requests of a connection.
     pub idle_timeout: Duration,
-    /// Longest request target \[bytes\].
-    pub target_bytes_max: usize,
     /// Largest request body \[bytes\].
     pub body_bytes_max: u64,
     /// Time for a body, plus a second per `body_floor_bytes`.
@@ -72,6 +75,8 @@ pub struct Rules {
     pub proxies: Vec<Network>,
     /// Networks of callers who may choose ranks and see decisions.
     pub callers: Vec<Network>,
+    /// Origin whose pages may read the gate's own answers; `*` means every origin.
+    pub allow_origin: Option<HeaderValue>,
     /// Paths opened beyond the table.
     pub paths: PathRules,
     /// Times of models without their own.
@@ -96,9 +101,9 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             head: HeadLimits { head_bytes_max: 64 * 1024, fields_max: 100 },
+            target_bytes_max: 8 * 1024,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
-            target_bytes_max: 8 * 1024,
             body_bytes_max: 64 << 20,
             body_timeout: Duration::from_secs(30),
             body_floor_bytes: 8 * 1024,
@@ -107,6 +112,7 @@ impl Default for Rules {
             memory_bytes_max: 1 << 30,
             proxies: Vec::new(),
             callers: Vec::new(),
+            allow_origin: None,
             paths: PathRules::default(),
             times: Times::default(),
             model_times: HashMap::new(),
@@ -130,9 +136,9 @@ impl Rules {
                 head_bytes_max: limits.head_bytes_max as usize,
                 fields_max: limits.head_fields_max.into(),
             },
+            target_bytes_max: limits.target_bytes_max as usize,
             head_timeout: seconds(times.head_s),
             idle_timeout: seconds(times.keep_alive_s),
-            target_bytes_max: limits.target_bytes_max as usize,
             body_bytes_max: limits.body_bytes_max,
             body_timeout: seconds(times.body_s),
             body_floor_bytes: u64::from(times.body_bytes_per_s).max(1),
@@ -140,6 +146,7 @@ impl Rules {
             connections_max: u64::from(limits.connections_max),
             proxies: trust.proxies.clone(),
             callers: trust.callers.clone(),
+            allow_origin: listen.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
             paths,
             times: Times::from(times),
             drain_accept: seconds(listen.drain_accept_s),
@@ -158,8 +165,36 @@ impl Rules {
         self.callers.iter().any(|network| network.contains(addr))
     }
 
+    /// `Access-Control-Allow-Origin` of an answer of the gate's own to a request with these fields. Only a request of a
+    /// web page names its `Origin`.
+    pub fn opened_to(&self, fields: &HeaderMap) -> Option<HeaderValue> {
+        let origin = fields.get(header::ORIGIN)?;
+        self.allow_origin.clone().filter(|allowed| allowed == "*" || allowed == origin)
+    }
+
     /// Times of a model.
     pub fn times(&self, model: &str) -> Times {
         self.model_times.get(model).copied().unwrap_or(self.times)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_of_the_allowed_origin_may_read_answers_of_the_gate() {
+        for (allowed, origin, wanted) in [
+            (Some("*"), Some("https://a.example"), Some("*")),
+            (Some("https://a.example"), Some("https://a.example"), Some("https://a.example")),
+            (Some("https://a.example"), Some("https://b.example"), None),
+            (Some("*"), None, None),
+            (None, Some("https://a.example"), None),
+        ] {
+            let listen = Listen { allow_origin: allowed.map(str::to_owned), ..Listen::default() };
+            let rules = Rules::of(&listen, &Limits::default(), &Trust::default(), PathRules::default());
+            let fields = origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))).into_iter().collect();
+            assert_eq!(rules.opened_to(&fields).as_ref().map(HeaderValue::as_bytes), wanted.map(str::as_bytes));
+        }
     }
 }

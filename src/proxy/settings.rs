@@ -16,7 +16,7 @@ pub type Problems = Vec<(&'static str, String)>;
 pub const ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// Default of [`Limits::body_bytes_max`].
 pub const BODY_BYTES_MAX: u64 = 64 << 20;
-/// Default of [`Limits::head_bytes_max`] and [`Limits::answer_head_bytes_max`].
+/// Default of [`Limits::head_bytes_max`].
 pub const HEAD_BYTES_MAX: u32 = 64 << 10;
 /// Default of [`Limits::head_fields_max`].
 pub const HEAD_FIELDS_MAX: u16 = 100;
@@ -24,8 +24,6 @@ pub const HEAD_FIELDS_MAX: u16 = 100;
 pub const TARGET_BYTES_MAX: u32 = 8 << 10;
 /// Default of [`Limits::connections_max`].
 pub const CONNECTIONS_MAX: u32 = 20_000;
-/// Default of [`Limits::stream_buffer_bytes_max`].
-pub const STREAM_BUFFER_BYTES_MAX: u32 = 64 << 10;
 
 /// Settings under `listen`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -41,13 +39,24 @@ pub struct Listen {
     pub drain_accept_s: u32,
     /// How long requests in flight may run on after that, in seconds.
     pub drain_max_s: u32,
+    /// Web pages that may read what the gate itself answers (errors, models): `*` for all, as pods do unless
+    /// `--allowed-origins` of vLLM says otherwise, or one origin such as `https://chat.example`; unset means none.
+    pub allow_origin: Option<String>,
     /// Paths to pods beyond the served API.
     pub paths: Paths,
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { addr: ADDR, h2c_addr: None, threads: None, drain_accept_s: 5, drain_max_s: 300, paths: Paths::default() }
+        Self {
+            addr: ADDR,
+            h2c_addr: None,
+            threads: None,
+            drain_accept_s: 5,
+            drain_max_s: 300,
+            allow_origin: Some("*".to_owned()),
+            paths: Paths::default(),
+        }
     }
 }
 
@@ -60,6 +69,14 @@ impl Listen {
         }
         if self.h2c_addr.is_some_and(|h2c| h2c == self.addr && h2c.port() != 0) {
             problems.push(("h2c_addr", "is the address of the HTTP/1.1 listener; write another port".to_owned()));
+        }
+        if self
+            .allow_origin
+            .as_ref()
+            .is_some_and(|origin| origin.is_empty() || !origin.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            let text = "is no origin; write `*`, one origin such as `https://chat.example`, or null";
+            problems.push(("allow_origin", text.to_owned()));
         }
         for path in &self.paths.allow {
             let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'));
@@ -95,14 +112,10 @@ pub struct Limits {
     pub head_fields_max: u16,
     /// Longest request target (path and query), in bytes; more is answered 414.
     pub target_bytes_max: u32,
-    /// Largest head of a pod's answer, in bytes; more counts as a broken pod.
-    pub answer_head_bytes_max: u32,
     /// Most client connections. Half the file descriptors of the process is the limit if that is less.
     pub connections_max: u32,
-    /// Bytes buffered per stream towards a slow client before the pod is slowed down.
-    pub stream_buffer_bytes_max: u32,
-    /// Memory of the process at which it refuses everything, in bytes; it starts to shed at 80 %. Unset means what the
-    /// machine or container allows.
+    /// Memory the process may use, in bytes: from 80 % idle connections go sooner, from 90 % large bodies are refused, from
+    /// 95 % all are. Unset means what the container allows, else no bound.
     pub memory_bytes_max: Option<u64>,
     /// Deadlines.
     pub timeouts: Timeouts,
@@ -115,9 +128,7 @@ impl Default for Limits {
             head_bytes_max: HEAD_BYTES_MAX,
             head_fields_max: HEAD_FIELDS_MAX,
             target_bytes_max: TARGET_BYTES_MAX,
-            answer_head_bytes_max: HEAD_BYTES_MAX,
             connections_max: CONNECTIONS_MAX,
-            stream_buffer_bytes_max: STREAM_BUFFER_BYTES_MAX,
             memory_bytes_max: None,
             timeouts: Timeouts::default(),
         }
@@ -133,9 +144,7 @@ impl Limits {
             ("head_bytes_max", self.head_bytes_max.into(), 1_024),
             ("head_fields_max", self.head_fields_max.into(), 8),
             ("target_bytes_max", self.target_bytes_max.into(), 64),
-            ("answer_head_bytes_max", self.answer_head_bytes_max.into(), 1_024),
             ("connections_max", self.connections_max.into(), 1),
-            ("stream_buffer_bytes_max", self.stream_buffer_bytes_max.into(), 4_096),
             ("memory_bytes_max", self.memory_bytes_max.unwrap_or(u64::MAX), 64 << 20),
         ] {
             if value < least {
@@ -247,8 +256,6 @@ pub struct Model {
     pub rewrite_to: Option<String>,
     /// Deadlines of this model that differ from `limits.timeouts`.
     pub timeouts: ModelTimeouts,
-    /// What latency is promised.
-    pub slo: Slo,
 }
 
 /// Settings under `models.<name>.timeouts`.
@@ -263,16 +270,6 @@ pub struct ModelTimeouts {
     pub between_tokens_s: Option<u32>,
     /// Until a pod accepts a connection, in milliseconds.
     pub connect_ms: Option<u32>,
-}
-
-/// Settings under `models.<name>.slo`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Slo {
-    /// Time to first token, in milliseconds.
-    pub ttft_ms: Option<u32>,
-    /// Time between tokens, in milliseconds.
-    pub itl_ms: Option<u32>,
 }
 
 /// A network in CIDR notation; an address alone is itself.

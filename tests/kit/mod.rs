@@ -5,7 +5,8 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::missing_panics_doc
+    clippy::missing_panics_doc,
+    unreachable_pub
 )]
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -80,6 +81,7 @@ impl Gate {
     }
 
     /// Waits until `is_so`, polling: the gate offers no notification for what tests look at.
+    #[allow(clippy::disallowed_methods, reason = "the one place that polls; tests wait for states, not for times")]
     pub async fn eventually(&self, what: &str, is_so: impl Fn() -> bool) {
         let waited = tokio::time::timeout(PATIENCE, async {
             while !is_so() {

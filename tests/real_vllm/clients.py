@@ -217,8 +217,8 @@ def anthropic_errors(base):
 
 
 def run(servers, only):
-    """One row per scenario."""
-    rows, missing = [], set()
+    """Runs the scenarios and yields one row for each."""
+    missing = set()
     for package in ("openai", "anthropic"):
         try:
             __import__(package)
@@ -236,8 +236,7 @@ def run(servers, only):
                 seen.append(f"{type(error).__name__}: {str(error)[:300]}")
         broken = [value for value in seen if isinstance(value, str)]
         notes = broken or differences(listed(seen[0]), listed(seen[1]))
-        rows.append({"name": name, "ok": not notes, "outcome": "DIFFERENT" if notes else "same", "notes": notes})
-    return rows
+        yield {"name": name, "ok": not notes, "outcome": "DIFFERENT" if notes else "same", "notes": notes}
 
 
 def listed(value):

@@ -3,7 +3,9 @@
 
 Usage: GATE_URL=http://127.0.0.1:8080 DIRECT_URL=http://127.0.0.1:8001[,...] [EMBED_URL=http://127.0.0.1:8003] run.py
 
-  --table FILE   writes the table as Markdown
+Prints one line per case as it ends, what differs under it, and a summary.
+
+  --table FILE   writes the outcomes as a Markdown table
   --only TEXT    only cases and client scenarios whose name contains TEXT
   --self-test    GATE_URL is a second pod: everything must be identical; shows that the comparison forgives run-to-run noise
                  (with GATE_EMBED_URL a second pooling server). Routes that could harm a pod are not sent.
@@ -65,6 +67,8 @@ def has_shape(shape, answer):
         return isinstance(error, dict) and {"message", "type", "param", "code"} <= error.keys() and error["code"] == answer.status
     if shape == "anthropic":
         return body.get("type") == "error" and {"message", "type"} <= body.get("error", {}).keys()
+    if shape == "detail":
+        return body.keys() == {"detail"}
     if shape == "models":
         names = [entry["id"] for entry in body["data"]]
         return body["object"] == "list" and "tiny" in names and len(names) == len(set(names))
@@ -144,21 +148,25 @@ def settings():
     return arguments, servers, direct
 
 
+def show(name, row):
+    """One line per case, and what is wrong with it under it."""
+    print(f"{'ok    ' if row['ok'] else 'FAILED'} {name}: {row['outcome']}", flush=True)
+    if not row["ok"]:
+        print("\n".join(f"         {note}" for note in row["notes"][:20]), flush=True)
+
+
 def main():
     arguments, servers, direct = settings()
-    rows = []
+    rows, scenario_rows = [], []
     for case in cases(arguments.only):
         is_harmful = arguments.self_test and case.get("only_gate")
         if case.get("server", "generate") in servers and not is_harmful:
             rows.append(run_case(case, servers, arguments.self_test))
-    scenario_rows = clients.run(servers, arguments.only)
+            show(case["name"], rows[-1])
+    for row in clients.run(servers, arguments.only):
+        scenario_rows.append(row)
+        show(row["name"], row)
     table = as_table(rows) + "\n\n" + clients.as_table(scenario_rows)
-    print(table)
-    for row in rows + scenario_rows:
-        if not row["ok"]:
-            name = row["case"]["name"] if "case" in row else row["name"]
-            print(f"\nFAILED {name}: {row['outcome']}")
-            print("\n".join(f"  {note}" for note in row["notes"][:20]))
     dead = [url for url in direct if not answers(url)]
     if dead:
         print(f"FAILED: no longer answering: {', '.join(dead)}")

@@ -23,7 +23,7 @@ kind="${1:?generate, pooling or stop}" port="${2:?port}"
 shift 2
 case "$kind" in
   generate) set -- --served-model-name tiny --enable-auto-tool-choice --tool-call-parser hermes \
-    --enable-prompt-tokens-details --enable-scale-out --allowed-origins '["*"]' "$@" ;;
+    --enable-prompt-tokens-details --enable-scale-out "$@" ;;
   pooling) set -- --served-model-name tiny-embed --runner pooling --convert embed "$@" ;;
   *) echo "unknown kind of server: $kind (generate or pooling)" >&2; exit 1 ;;
 esac
@@ -37,7 +37,7 @@ unset PYTHONDONTWRITEBYTECODE               # with byte code on disk a start tak
 
 cd "$home" # the model's path is relative: /v1/models shows it
 setsid "$home/venv/bin/vllm" serve ./tiny-model --host 127.0.0.1 --port "$port" --enforce-eager --dtype bfloat16 \
-  --block-size 32 --max-num-seqs 16 --num-gpu-blocks-override 512 "$@" >"$run/$port.log" 2>&1 </dev/null &
+  --block-size 32 --max-num-seqs 16 --num-gpu-blocks-override 512 --allowed-origins '["*"]' "$@" >"$run/$port.log" 2>&1 </dev/null &
 pid=$!
 echo "$pid" >"$run/$port.pid"
 for _ in $(seq 300); do

@@ -185,10 +185,10 @@ impl SimPod {
         self.shared.log.all()
     }
 
-    /// What arrived so far at paths that are not `/metrics`, `/health` or `/v1/models`: without a gate's own questions.
+    /// What arrived so far at paths that a gate does not ask for itself (`/metrics`, `/health`, `/version`, `/v1/models`).
     pub fn served(&self) -> Vec<Arrival> {
         let mut all = self.log();
-        all.retain(|arrival| !matches!(arrival.path.as_str(), "/metrics" | "/health" | "/v1/models"));
+        all.retain(|arrival| !matches!(arrival.path.as_str(), "/metrics" | "/health" | "/version" | "/v1/models"));
         all
     }
 
