@@ -181,8 +181,9 @@ impl BadBody {
 impl<'a> Anatomy<'a> {
     /// Reads a body in one pass. A leading UTF-8 byte order mark is skipped, as Python does.
     pub fn read(api: Api, body: &'a [u8]) -> Result<Self, BadBody> {
-        if let Err(error) = std::str::from_utf8(body) {
-            return Err(BadBody::Utf8 { at: error.valid_up_to() });
+        if simdutf8::basic::from_utf8(body).is_err() {
+            let at = std::str::from_utf8(body).map_or_else(|error| error.valid_up_to(), str::len);
+            return Err(BadBody::Utf8 { at });
         }
         let mut scan = Scan { bytes: body, at: if body.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 } };
         scan.space();

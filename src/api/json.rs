@@ -7,10 +7,24 @@
 use std::borrow::Cow;
 use std::hash::Hasher;
 
+use super::blocks;
+use super::decode::{self, Buffer, Drain};
+
 /// Where decoded text goes.
 pub trait Sink {
     /// Takes the next bytes of the text.
     fn put(&mut self, bytes: &[u8]);
+
+    /// Takes the text of a string, given between its quotes with its escapes as written.
+    fn decode(&mut self, raw: &[u8]) {
+        if memchr::memchr(b'\\', raw).is_none() {
+            return self.put(raw);
+        }
+        let mut buffer = Buffer::default();
+        let mut out = Whole(self);
+        decode::decode(raw, &mut buffer, &mut out);
+        out.drain(&mut buffer);
+    }
 }
 
 impl Sink for Vec<u8> {
@@ -175,128 +189,27 @@ pub fn text(value: &[u8]) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(String::from_utf8_lossy(&decoded).into_owned()))
 }
 
-/// Writes the text of a string, given between its quotes, with escapes resolved. Goes eight bytes at a time through a
-/// buffer while escapes come every few bytes, as in code, and searches for the next one where they are rare.
+/// Writes the text of a string, given between its quotes, with escapes resolved.
 pub fn decode_into(raw: &[u8], sink: &mut impl Sink) {
-    let mut rest = raw;
-    let mut buffer = Buffer { bytes: [0; 512], len: 0 };
-    let mut clean_words = 0;
-    while let Some(word) = rest.first_chunk::<8>() {
-        buffer.word(*word, sink);
-        let found = first_hit(backslashes(u64::from_le_bytes(*word)));
-        buffer.len += found;
-        rest = rest.get(found..).unwrap_or_default();
-        clean_words += 1;
-        if found < 8 {
-            rest = decode_escape(rest, &mut buffer);
-            clean_words = 0;
-        } else if clean_words == 2 {
-            let (plain, next) = rest.split_at(memchr::memchr(b'\\', rest).unwrap_or(rest.len()));
-            buffer.plain(plain, sink);
-            rest = next;
-            clean_words = 0;
-        }
-    }
-    buffer.flush(sink);
-    while let Some(found) = memchr::memchr(b'\\', rest) {
-        let (plain, escape) = rest.split_at(found);
-        sink.put(plain);
-        rest = decode_escape(escape, sink);
-    }
-    if !rest.is_empty() {
-        sink.put(rest);
-    }
+    sink.decode(raw);
 }
 
-/// Decoded bytes on their way to a sink. `word` keeps room for one word and one escape.
-struct Buffer {
-    bytes: [u8; 512],
-    len: usize,
-}
+/// Decoded text that goes to a sink whole.
+struct Whole<'a, S: ?Sized>(&'a mut S);
 
-impl Buffer {
-    /// Puts a word behind the text; the caller says how much of it counts by raising `len`.
-    fn word(&mut self, word: [u8; 8], sink: &mut impl Sink) {
-        if self.len + 16 > self.bytes.len() {
-            self.flush(sink);
-        }
-        if let Some(free) = self.bytes.get_mut(self.len..self.len + 8) {
-            free.copy_from_slice(&word);
+impl<S: Sink + ?Sized> Drain for Whole<'_, S> {
+    fn drain(&mut self, buffer: &mut Buffer) {
+        let text = buffer.text();
+        if !text.is_empty() {
+            self.0.put(text);
+            buffer.consume(text.len());
         }
     }
 
-    /// Takes text without escapes; what is long goes to the sink as it is.
-    fn plain(&mut self, text: &[u8], sink: &mut impl Sink) {
-        if self.len + text.len() > self.bytes.len() {
-            self.flush(sink);
-        }
-        match self.bytes.get_mut(self.len..self.len + text.len()) {
-            Some(free) if text.len() <= 256 => {
-                free.copy_from_slice(text);
-                self.len += text.len();
-            }
-            _ => {
-                self.flush(sink);
-                sink.put(text);
-            }
-        }
+    fn plain(&mut self, buffer: &mut Buffer, text: &[u8]) {
+        self.drain(buffer);
+        self.0.put(text);
     }
-
-    fn flush(&mut self, sink: &mut impl Sink) {
-        sink.put(self.bytes.get(..self.len).unwrap_or_default());
-        self.len = 0;
-    }
-}
-
-impl Sink for Buffer {
-    fn put(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if let Some(free) = self.bytes.get_mut(self.len) {
-                *free = *byte;
-                self.len += 1;
-            }
-        }
-    }
-}
-
-/// Writes one escape (`escape` starts with its backslash) and returns what follows it.
-fn decode_escape<'a>(escape: &'a [u8], sink: &mut impl Sink) -> &'a [u8] {
-    let plain = match escape.get(1) {
-        Some(b'n') => b'\n',
-        Some(b't') => b'\t',
-        Some(b'r') => b'\r',
-        Some(b'b') => 8,
-        Some(b'f') => 12,
-        Some(b'u') => return decode_unicode(escape, sink),
-        Some(&other) => other,
-        None => return &[],
-    };
-    sink.put(&[plain]);
-    escape.get(2..).unwrap_or_default()
-}
-
-fn decode_unicode<'a>(escape: &'a [u8], sink: &mut impl Sink) -> &'a [u8] {
-    let Some(first) = hex4(escape.get(2..6)) else { return escape.get(2..).unwrap_or_default() };
-    let mut code = first;
-    let mut used = 6;
-    let low = hex4(escape.get(8..12)).filter(|low| (0xDC00..0xE000).contains(low));
-    if let Some(low) = low.filter(|_| (0xD800..0xDC00).contains(&first) && escape.get(6..8) == Some(b"\\u")) {
-        code = 0x1_0000 + ((first - 0xD800) << 10) + (low - 0xDC00);
-        used = 12;
-    }
-    let tail = |shift: u32| 0x80 | ((code >> shift) & 0x3F) as u8;
-    match code {
-        0..0x80 => sink.put(&[code as u8]),
-        0x80..0x800 => sink.put(&[0xC0 | (code >> 6) as u8, tail(0)]),
-        0x800..0x1_0000 => sink.put(&[0xE0 | (code >> 12) as u8, tail(6), tail(0)]),
-        _ => sink.put(&[0xF0 | (code >> 18) as u8, tail(12), tail(6), tail(0)]),
-    }
-    escape.get(used..).unwrap_or_default()
-}
-
-fn hex4(digits: Option<&[u8]>) -> Option<u32> {
-    let digits = digits.filter(|digits| digits.len() == 4)?;
-    digits.iter().try_fold(0, |code, &digit| Some(code * 16 + char::from(digit).to_digit(16)?))
 }
 
 /// Writes any value in a form that does not depend on white space or on how strings are escaped: punctuation and numbers
@@ -337,14 +250,10 @@ const fn zeros(word: u64) -> u64 {
     word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080
 }
 
-const fn backslashes(word: u64) -> u64 {
-    zeros(word ^ 0x5C5C_5C5C_5C5C_5C5C)
-}
-
 /// Marks quotes, backslashes and control bytes, as [`zeros`] does.
 const fn stops(word: u64) -> u64 {
     let controls = word.wrapping_sub(0x2020_2020_2020_2020) & !word & 0x8080_8080_8080_8080;
-    controls | backslashes(word) | zeros(word ^ 0x2222_2222_2222_2222)
+    controls | zeros(word ^ 0x5C5C_5C5C_5C5C_5C5C) | zeros(word ^ 0x2222_2222_2222_2222)
 }
 
 /// Index of the first marked byte; 8 if none is.
@@ -352,55 +261,18 @@ const fn first_hit(marks: u64) -> usize {
     (marks.trailing_zeros() / 8) as usize
 }
 
-fn is_stop(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
-/// Offset of the next quote, backslash or control byte. The next 16 bytes are tried word by word, for escapes and short
-/// keys; from there on blocks are tried whole, which compiles to vector code.
-pub(super) fn next_stop(text: &[u8], mut at: usize) -> Option<usize> {
-    for tries in 0.. {
-        let Some(word) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) else { break };
-        let found = first_hit(stops(u64::from_le_bytes(*word)));
-        at += found;
-        if found < 8 {
-            return Some(at);
-        }
-        if tries >= 1 {
-            at += 32 * text.get(at..)?.chunks_exact(32).take_while(|block| is_clean(block)).count();
-        }
-    }
-    text.get(at..)?.iter().position(|byte| is_stop(*byte)).map(|found| at + found)
-}
-
-fn is_clean(block: &[u8]) -> bool {
-    let mark = |byte: u8| u8::from(byte < 0x20) | u8::from(byte == b'"') | u8::from(byte == b'\\');
-    block.first_chunk::<32>().is_some_and(|block| block.iter().fold(0, |marks, byte| marks | mark(*byte)) == 0)
-}
-
-/// Offset of the next quote or backslash, or of a control byte before it.
-fn quote_or_escape(text: &[u8], mut at: usize) -> Option<usize> {
-    for _ in 0..2 {
-        let Some(word) = text.get(at..)?.first_chunk::<8>() else { break };
-        let found = first_hit(stops(u64::from_le_bytes(*word)));
-        at += found;
-        if found < 8 {
-            return Some(at);
-        }
-    }
-    memchr::memchr2(b'"', b'\\', text.get(at..)?).map(|found| at + found)
+/// Offset just behind the quote of a string that ends within eight bytes, without escapes and control bytes.
+pub(super) fn short_string_end(text: &[u8], at: usize) -> Option<usize> {
+    let word = text.get(at..)?.first_chunk::<8>()?;
+    let found = first_hit(stops(u64::from_le_bytes(*word)));
+    (word.get(found) == Some(&b'"')).then_some(at + found + 1)
 }
 
 /// Offset just behind the closing quote of the string whose text starts at `at`; the end of the text if it is cut.
-fn string_end(text: &[u8], mut at: usize) -> usize {
-    while let Some(found) = quote_or_escape(text, at) {
-        match text.get(found) {
-            Some(b'"') => return found + 1,
-            Some(b'\\') => at = found + 2,
-            _ => at = found + 1,
-        }
-    }
-    text.len()
+fn string_end(text: &[u8], at: usize) -> usize {
+    short_string_end(text, at)
+        .or_else(|| blocks::string_end::<false>(text, at).map(|closed| closed.end))
+        .unwrap_or(text.len())
 }
 
 /// Offset just behind the value that starts at `at`; `at` itself if none starts there.

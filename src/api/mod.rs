@@ -4,6 +4,8 @@
 //! changed by splicing byte ranges ([`splice`]), so that everything the gate does not understand reaches the pod as it
 //! came. Answers are scanned, never parsed whole ([`SseScan`], [`usage_of_body`]). Shapes are those of vLLM 0.32.
 pub mod anatomy;
+mod blocks;
+pub mod decode;
 pub mod error;
 pub mod json;
 pub mod kind;

@@ -1,7 +1,8 @@
 //! Checks JSON syntax in one pass, without recursion and without building anything. Accepts what Python's `json` module
 //! accepts (vLLM parses bodies with it): also `NaN`, `Infinity` and lone surrogate escapes. Limits: depth and keys per
 //! object, so that a hostile body is refused early. Error texts are Python's, because vLLM hands those to clients.
-use super::json::{next_stop, skip_space};
+use super::blocks;
+use super::json::{short_string_end, skip_space};
 
 /// Deepest nesting accepted, the top-level object included (`reliability` limit of the gate).
 pub(super) const DEPTH_MAX: usize = 64;
@@ -211,25 +212,44 @@ impl Scan<'_> {
 
     /// A string from its opening quote; true if it holds an escape.
     pub(super) fn string(&mut self) -> Result<bool, Fault> {
+        let start = self.at + 1;
+        if let Some(end) = short_string_end(self.bytes, start) {
+            self.at = end;
+            return Ok(false);
+        }
+        match blocks::string_end::<true>(self.bytes, start) {
+            Some(closed) => {
+                self.at = closed.end;
+                Ok(closed.has_escape)
+            }
+            None => self.string_by_bytes(),
+        }
+    }
+
+    /// The same, to find out what is wrong with a string.
+    #[cold]
+    fn string_by_bytes(&mut self) -> Result<bool, Fault> {
         let opening = self.at;
-        self.at += 1;
         let mut has_escape = false;
         loop {
-            let Some(found) = next_stop(self.bytes, self.at) else {
-                self.at = opening;
-                return self.fault("Unterminated string starting at");
-            };
-            self.at = found + 1;
-            match self.bytes.get(found) {
-                Some(b'"') => return Ok(has_escape),
+            self.at += 1;
+            match self.peek() {
+                None => {
+                    self.at = opening;
+                    return self.fault("Unterminated string starting at");
+                }
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(has_escape);
+                }
                 Some(b'\\') => {
                     has_escape = true;
+                    self.at += 1;
                     self.escape(opening)?;
+                    self.at -= 1;
                 }
-                _ => {
-                    self.at = found;
-                    return self.fault("Invalid control character at");
-                }
+                Some(0..0x20) => return self.fault("Invalid control character at"),
+                Some(_) => {}
             }
         }
     }

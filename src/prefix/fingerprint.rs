@@ -2,8 +2,9 @@
 //! (up to collisions of 64 bits) they share model, salt, tenant scope and the first 256·k canonical bytes, however their
 //! JSON is spaced, escaped or ordered. XXH3-64 is not a cryptographic hash: the secret in the seed keeps strangers from
 //! computing collisions ahead.
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret, xxh3_64_with_seed};
 
+use crate::api::decode::{self, Buffer, Drain};
 use crate::api::{Anatomy, Api};
 
 use super::canon;
@@ -14,6 +15,9 @@ pub const BLOCK_BYTES: usize = 256;
 pub const BLOCKS_MAX: usize = 16_384;
 /// Most prompts of one request that are told apart; further ones are counted only.
 pub const PROMPTS_MAX: usize = 1_024;
+
+/// Bytes of a secret of XXH3.
+const SECRET_BYTES: usize = 192;
 
 /// What a prompt's blocks are chained from: prompts that must not be taken for each other differ in it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,14 +80,11 @@ impl Fingerprint {
     }
 }
 
-/// Cuts canonical bytes into blocks and hashes them as they come.
+/// Takes canonical bytes and cuts them into prompts.
 pub(super) struct Writer {
-    seed: u64,
-    parent: u64,
-    part: [u8; BLOCK_BYTES],
-    len: usize,
-    room: usize,
-    chain: Chain,
+    /// Bytes of the prompt that are not hashed yet.
+    buffer: Buffer,
+    hasher: BlockHasher,
     /// Canonical bytes of prompts beyond the limits.
     beyond: u64,
     done: Vec<Chain>,
@@ -93,66 +94,23 @@ pub(super) struct Writer {
 
 impl Writer {
     fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            parent: seed,
-            part: [0; BLOCK_BYTES],
-            len: 0,
-            room: BLOCKS_MAX,
-            chain: Chain::default(),
-            beyond: 0,
-            done: Vec::new(),
-            ids_only: true,
-        }
+        Self { buffer: Buffer::default(), hasher: BlockHasher::new(seed), beyond: 0, done: Vec::new(), ids_only: true }
     }
 
     /// Is there no room for more blocks or prompts, so that further prompts need not be read?
     pub(super) const fn is_full(&self) -> bool {
-        self.room == 0 || self.done.len() >= PROMPTS_MAX
+        self.hasher.room == 0 || self.done.len() >= PROMPTS_MAX
     }
 
     /// A boundary of a kind; 0xFF occurs in no text, so no text can imitate it.
     pub(super) fn mark(&mut self, kind: u8) {
-        self.text(&[0xFF, kind]);
+        self.ids_only = false;
+        self.buffer.push(&[0xFF, kind], &mut self.hasher);
     }
 
     /// One token id.
     pub(super) fn id(&mut self, id: u32) {
-        self.take(&id.to_le_bytes());
-    }
-
-    /// Text bytes.
-    pub(super) fn text(&mut self, bytes: &[u8]) {
-        self.ids_only = false;
-        self.take(bytes);
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        self.chain.bytes += bytes.len() as u64;
-        let mut rest = bytes;
-        while !rest.is_empty() && self.room > 0 {
-            let (now, later) = rest.split_at(rest.len().min(BLOCK_BYTES - self.len));
-            rest = later;
-            if now.len() == BLOCK_BYTES {
-                self.block(now);
-                continue;
-            }
-            if let Some(free) = self.part.get_mut(self.len..self.len + now.len()) {
-                free.copy_from_slice(now);
-            }
-            self.len += now.len();
-            if self.len == BLOCK_BYTES {
-                let part = self.part;
-                self.block(&part);
-            }
-        }
-    }
-
-    fn block(&mut self, bytes: &[u8]) {
-        self.parent = xxh3_64_with_seed(bytes, self.parent);
-        self.chain.blocks.push(self.parent);
-        self.room -= 1;
-        self.len = 0;
+        self.buffer.push(&id.to_le_bytes(), &mut self.hasher);
     }
 
     /// Counts bytes of a prompt that is not read any more.
@@ -162,14 +120,16 @@ impl Writer {
 
     /// Ends a prompt; an empty one is not kept.
     pub(super) fn end_prompt(&mut self) {
-        let chain = std::mem::take(&mut self.chain);
+        self.hasher.drain(&mut self.buffer);
+        let rest = self.buffer.text().len();
+        self.buffer.consume(rest);
+        let mut chain = self.hasher.end();
+        chain.bytes += rest as u64;
         if chain.bytes > 0 && self.done.len() < PROMPTS_MAX {
             self.done.push(chain);
         } else {
             self.beyond += chain.bytes;
         }
-        self.parent = self.seed;
-        self.len = 0;
     }
 
     fn finish(mut self, model: u64) -> Fingerprint {
@@ -182,6 +142,73 @@ impl Writer {
 
 impl crate::api::json::Sink for Writer {
     fn put(&mut self, bytes: &[u8]) {
-        self.text(bytes);
+        self.ids_only = false;
+        if bytes.len() < BLOCK_BYTES {
+            self.buffer.push(bytes, &mut self.hasher);
+        } else {
+            self.hasher.plain(&mut self.buffer, bytes);
+        }
+    }
+
+    fn decode(&mut self, raw: &[u8]) {
+        self.ids_only = false;
+        decode::decode(raw, &mut self.buffer, &mut self.hasher);
+    }
+}
+
+/// Hashes whole blocks and chains the hashes.
+struct BlockHasher {
+    seed: u64,
+    /// What blocks are hashed with, made from the seed: quicker than a seed per block, which makes as much for each.
+    secret: [u8; SECRET_BYTES],
+    parent: u64,
+    room: usize,
+    chain: Chain,
+}
+
+impl BlockHasher {
+    fn new(seed: u64) -> Self {
+        let mut secret = [0; SECRET_BYTES];
+        for (index, word) in secret.chunks_exact_mut(8).enumerate() {
+            word.copy_from_slice(&xxh3_64_with_seed(&(index as u64).to_le_bytes(), seed).to_le_bytes());
+        }
+        Self { seed, secret, parent: seed, room: BLOCKS_MAX, chain: Chain::default() }
+    }
+
+    /// Hashes the whole blocks that `text` begins with; returns how many bytes they have.
+    fn blocks(&mut self, text: &[u8]) -> usize {
+        let (blocks, _) = text.as_chunks::<BLOCK_BYTES>();
+        for block in blocks.iter().take(self.room) {
+            let hash = xxh3_64_with_secret(block, &self.secret);
+            self.parent = xxh3_64_with_seed(&hash.to_le_bytes(), self.parent);
+            self.chain.blocks.push(self.parent);
+        }
+        self.room -= blocks.len().min(self.room);
+        self.chain.bytes += blocks.as_flattened().len() as u64;
+        blocks.as_flattened().len()
+    }
+
+    /// Ends the chain and begins the next.
+    fn end(&mut self) -> Chain {
+        self.parent = self.seed;
+        std::mem::take(&mut self.chain)
+    }
+}
+
+impl Drain for BlockHasher {
+    fn drain(&mut self, buffer: &mut Buffer) {
+        let used = self.blocks(buffer.text());
+        buffer.consume(used);
+    }
+
+    fn plain(&mut self, buffer: &mut Buffer, text: &[u8]) {
+        let begun = buffer.text().len() % BLOCK_BYTES;
+        let (first, rest) = text.split_at(text.len().min((BLOCK_BYTES - begun) % BLOCK_BYTES));
+        buffer.push(first, self);
+        if !rest.is_empty() {
+            self.drain(buffer);
+            let used = self.blocks(rest);
+            buffer.push(rest.get(used..).unwrap_or_default(), self);
+        }
     }
 }

@@ -1,0 +1,195 @@
+//! Resolves the escapes of JSON strings into a buffer, for a reader that takes whole pieces. Text is copied 64 bytes at a
+//! time, beyond what is known to be plain; the next escape then overwrites what was too much. Long text without escapes
+//! goes to the reader as it lies in the body.
+//!
+//! Lenient: what is no escape yields its bytes without the backslash. A lone surrogate becomes its three bytes (WTF-8).
+use super::blocks::{self, STEP};
+
+const SIZE: usize = 2048;
+/// Room that one step needs: its text, escapes in it, and what is copied too far.
+const ROOM: usize = 256;
+/// Text that one step may read: an escape at its end, or what is copied too far.
+const WINDOW: usize = 2 * STEP;
+
+/// What a one-letter escape stands for.
+const PLAIN: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            b'n' => b'\n',
+            b't' => b'\t',
+            b'r' => b'\r',
+            b'b' => 8,
+            b'f' => 12,
+            other => other,
+        };
+        byte += 1;
+    }
+    table
+};
+
+/// Takes decoded text.
+pub trait Drain {
+    /// Takes text off the front of the buffer and leaves fewer than 1,024 bytes in it.
+    fn drain(&mut self, buffer: &mut Buffer);
+    /// Takes what is in the buffer and this text behind it.
+    fn plain(&mut self, buffer: &mut Buffer, text: &[u8]);
+}
+
+/// Decoded bytes on their way.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: [u8; SIZE],
+    len: usize,
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self { bytes: [0; SIZE], len: 0 }
+    }
+}
+
+impl Buffer {
+    /// What is in it.
+    pub fn text(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// Forgets the first `used` bytes.
+    pub fn consume(&mut self, used: usize) {
+        let used = used.min(self.len);
+        self.bytes.copy_within(used..self.len, 0);
+        self.len -= used;
+    }
+
+    /// Puts a few bytes (at most 256) behind the text.
+    pub fn push(&mut self, bytes: &[u8], out: &mut impl Drain) {
+        self.make_room(out);
+        if let Some(free) = self.bytes.get_mut(self.len..self.len + bytes.len()) {
+            free.copy_from_slice(bytes);
+            self.len += bytes.len();
+        }
+    }
+
+    fn make_room(&mut self, out: &mut impl Drain) {
+        if self.len + ROOM > SIZE {
+            out.drain(self);
+        }
+    }
+
+    /// Copies bytes behind the text; the caller says how many count by raising `len`.
+    fn ahead<const N: usize>(&mut self, bytes: Option<&[u8; N]>) {
+        if let (Some(bytes), Some(free)) = (bytes, self.bytes.get_mut(self.len..self.len + N)) {
+            free.copy_from_slice(bytes);
+        }
+    }
+
+    /// Writes one escape (`escape` starts with its backslash) and returns how long it is.
+    fn escape(&mut self, escape: &[u8]) -> usize {
+        let Some(kind) = escape.get(1) else { return 1 };
+        if *kind == b'u' {
+            return self.unicode(escape);
+        }
+        if let (Some(free), Some(plain)) = (self.bytes.get_mut(self.len), PLAIN.get(usize::from(*kind))) {
+            *free = *plain;
+            self.len += 1;
+        }
+        2
+    }
+
+    fn unicode(&mut self, escape: &[u8]) -> usize {
+        let Some(first) = hex4(escape.get(2..6)) else { return 2 };
+        let mut code = first;
+        let mut used = 6;
+        if (0xD800..0xDC00).contains(&first) && escape.get(6..8) == Some(b"\\u") {
+            let low = hex4(escape.get(8..12)).filter(|low| (0xDC00..0xE000).contains(low));
+            if let Some(low) = low {
+                code = 0x1_0000 + ((first - 0xD800) << 10) + (low - 0xDC00);
+                used = 12;
+            }
+        }
+        let tail = |shift: u32| 0x80 | ((code >> shift) & 0x3F) as u8;
+        let (bytes, len) = match code {
+            0..0x80 => ([code as u8, 0, 0, 0], 1),
+            0x80..0x800 => ([0xC0 | (code >> 6) as u8, tail(0), 0, 0], 2),
+            0x800..0x1_0000 => ([0xE0 | (code >> 12) as u8, tail(6), tail(0), 0], 3),
+            _ => ([0xF0 | (code >> 18) as u8, tail(12), tail(6), tail(0)], 4),
+        };
+        self.ahead(Some(&bytes));
+        self.len += len;
+        used
+    }
+}
+
+/// Decodes the text of a string, given between its quotes, behind what the buffer holds.
+pub fn decode(raw: &[u8], buffer: &mut Buffer, out: &mut impl Drain) {
+    let mut rest = raw;
+    let mut clean_steps = 0;
+    while let Some(window) = rest.first_chunk::<WINDOW>() {
+        buffer.make_room(out);
+        let Some(block) = window.first_chunk::<STEP>() else { break };
+        let marks = blocks::equal(block, b'\\');
+        let used = if marks != 0 {
+            clean_steps = 0;
+            step(window, marks, buffer)
+        } else if clean_steps < 2 {
+            clean_steps += 1;
+            buffer.ahead(Some(block));
+            buffer.len += STEP;
+            STEP
+        } else {
+            clean_steps = 0;
+            let plain = memchr::memchr(b'\\', rest).unwrap_or(rest.len());
+            out.plain(buffer, rest.get(..plain).unwrap_or_default());
+            plain
+        };
+        rest = rest.get(used..).unwrap_or_default();
+    }
+    buffer.make_room(out);
+    while let Some(found) = memchr::memchr(b'\\', rest) {
+        let (plain, escape) = rest.split_at(found);
+        buffer.push(plain, out);
+        let used = buffer.escape(escape);
+        rest = escape.get(used..).unwrap_or_default();
+    }
+    buffer.push(rest, out);
+}
+
+/// Decodes a block that holds the backslashes `marks`; returns how much of the window was read.
+fn step(window: &[u8; WINDOW], marks: u64, buffer: &mut Buffer) -> usize {
+    let mut at = 0;
+    let mut left = marks;
+    while left != 0 {
+        let found = left.trailing_zeros() as usize;
+        buffer.ahead(window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
+        buffer.len += found - at;
+        at = found + buffer.escape(window.get(found..).unwrap_or_default());
+        left = if at < STEP { marks & (u64::MAX << at) } else { 0 };
+    }
+    if at < STEP {
+        buffer.ahead(window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
+        buffer.len += STEP - at;
+        at = STEP;
+    }
+    at
+}
+
+/// Values of hexadecimal digits; 0xFF for other bytes.
+const HEX: [u8; 256] = {
+    let mut table = [0xFF; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        table[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        table[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    table
+};
+
+fn hex4(digits: Option<&[u8]>) -> Option<u32> {
+    let digits = digits?.first_chunk::<4>()?;
+    let [a, b, c, d] = digits.map(|digit| HEX.get(usize::from(digit)).copied().unwrap_or(0xFF));
+    let all = [a, b, c, d].iter().fold(0, |all, value| all | value);
+    (all < 16).then(|| (u32::from(a) << 12) | (u32::from(b) << 8) | (u32::from(c) << 4) | u32::from(d))
+}
