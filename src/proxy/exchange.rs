@@ -181,9 +181,9 @@ impl Exchange {
                 if let Some(reason) = row.reason {
                     self.gate.metrics.refused.inc(reason);
                 }
-                if self.client.status().is_some() {
-                    self.client.cut().await;
-                } else if self.client.refuse(&fault, self.shape(), &self.note.request_id).await.is_err() {
+                if self.client.status().is_some()
+                    || self.client.refuse(&fault, self.shape(), &self.note.request_id).await.is_err()
+                {
                     self.client.cut().await;
                 }
             }
