@@ -33,7 +33,7 @@ pub struct Demo {
 
 impl Demo {
     /// Starts pods and gate.
-    pub fn start(args: DemoArgs) -> Result<Self, StartError> {
+    pub fn start(args: &DemoArgs) -> Result<Self, StartError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let config = SimConfig {
             models: vec!["demo".to_owned()],

@@ -88,7 +88,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Demo(args) => {
             log_to_stderr("warn")?;
-            let demo = Demo::start(args)?;
+            let demo = Demo::start(&args)?;
             say(&demo.greeting(), false);
             wait_for_end()?;
             demo.stop();

@@ -1,5 +1,6 @@
 //! HTTP/2 without TLS on its own listener: served as HTTP/1.1 is, bounded as HTTP/1.1 is, and HTTP/1.1 beside it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::disallowed_methods, reason = "a client of its own: its tasks")]
 mod kit;
 
 use std::net::SocketAddr;

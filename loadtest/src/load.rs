@@ -35,7 +35,7 @@ impl Load {
     /// Requests of one kind.
     pub(crate) fn of(target: SocketAddr, templates: Vec<Template>, seed: u64) -> Self {
         let mix = Rc::new(vec![(1.0, templates.into_iter().map(Rc::new).collect())]);
-        Self { target, mix, timeout: Duration::from_secs(60), seed }
+        Self { target, mix, timeout: Duration::from_mins(1), seed }
     }
 
     /// The same load for another target.

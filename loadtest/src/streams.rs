@@ -130,7 +130,7 @@ async fn hold(args: &Args, count: usize, report: &mut Report) -> io::Result<()> 
                 *state.ends.borrow_mut().entry(end).or_default() += 1;
             });
         }
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + Duration::from_mins(1);
         while state.begun.get() + state.ended.get() < goal && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

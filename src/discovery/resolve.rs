@@ -197,7 +197,7 @@ mod tests {
     use crate::pods::Role;
     use crate::runtime::supervise;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     fn sources(urls: &[&str]) -> Vec<PodSource> {
         urls.iter().map(|url| PodSource::parse(url, Role::Both, BTreeMap::new()).unwrap()).collect()

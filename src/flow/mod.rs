@@ -14,8 +14,6 @@ pub mod poison;
 pub mod refusal;
 pub mod retry;
 mod share;
-#[cfg(test)]
-mod simulation;
 
 pub use budget::{Budgets, RetryBudget, RetrySettings};
 pub use bytes::{ByteBudget, Held};

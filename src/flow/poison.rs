@@ -15,9 +15,9 @@ use super::refusal::{Reason, Refusal};
 use crate::base::{Mono, PodId};
 
 /// Two deaths further apart than this have nothing to do with each other.
-pub const CRIME_WINDOW: Duration = Duration::from_secs(60);
+pub const CRIME_WINDOW: Duration = Duration::from_mins(1);
 /// How long a body stays out.
-pub const QUARANTINE: Duration = Duration::from_secs(600);
+pub const QUARANTINE: Duration = Duration::from_mins(10);
 /// A pod must refuse connections or restart this soon after connections broke, or it did not die.
 pub const CONFIRM_WINDOW: Duration = Duration::from_secs(30);
 /// Most bodies that two common deaths convict.

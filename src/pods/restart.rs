@@ -14,7 +14,7 @@ pub const COUNTERS: usize = 4;
 /// Start times that differ less are the same, in seconds (the kernel's boot time may be re-read after a clock step).
 const START_SLACK_S: f64 = 1.0;
 /// How long a start time is remembered. An address that alternates does so with every few scrapes.
-const MEMORY: Duration = Duration::from_secs(600);
+const MEMORY: Duration = Duration::from_mins(10);
 /// Counters that go back this often within [`FLUTTER`] are several processes; no engine restarts that fast.
 const FLUTTERS: usize = 3;
 const FLUTTER: Duration = Duration::from_secs(10);

@@ -13,14 +13,13 @@ use parking_lot::Mutex;
 use super::health::Settings;
 use super::pod::{Pod, PodSpec};
 use super::reading::Served;
-use super::verdict::{Census, Rule};
-use crate::base::{ModelName, Mono, PodId};
+use crate::base::{ModelName, PodId};
 
 /// Most ranks one endpoint may show; a pod that claims more is not believed.
 pub const RANKS_MAX: u32 = 1_024;
 
 /// One snapshot of all pods.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fleet {
     /// Counts up with every change.
     pub generation: u64,
@@ -32,6 +31,14 @@ pub struct Fleet {
     pub unknown: Vec<usize>,
     /// Positions of the pods (ranks) of one address.
     pub by_addr: HashMap<SocketAddr, Vec<usize>>,
+    /// Share of serving pods that may be out at once; from [`Settings`], for [`super::Census::rule`].
+    pub ejected_share_max: f64,
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        index(Vec::new(), 0, &Settings::default())
+    }
 }
 
 impl Fleet {
@@ -55,13 +62,6 @@ impl Fleet {
     /// The pods (ranks) of one address.
     pub fn endpoint(&self, addr: &SocketAddr) -> impl Iterator<Item = &Arc<Pod>> {
         self.at(self.by_addr.get(addr).map_or(&[], Vec::as_slice))
-    }
-
-    /// The fleet's rule for these candidates at `now`; apply it to each one's [`Pod::sign`].
-    pub fn rule(&self, positions: &[usize], now: Mono, settings: &Settings) -> Rule {
-        let mut census = Census::default();
-        self.at(positions).for_each(|pod| census.add(&pod.sign(now)));
-        census.rule(settings.ejected_share_max)
     }
 
     /// Every model and adapter once, as the first pod that has it describes it, base models first, then by name.
@@ -112,7 +112,7 @@ impl Table {
     /// An empty table whose pods get these health settings.
     pub fn new(settings: Settings) -> Self {
         Self {
-            fleet: ArcSwap::default(),
+            fleet: ArcSwap::from_pointee(index(Vec::new(), 0, &settings)),
             writer: Mutex::new(Writer { settings: Arc::new(settings), ..Writer::default() }),
         }
     }
@@ -122,11 +122,6 @@ impl Table {
         self.fleet.load_full()
     }
 
-    /// The health settings in force.
-    pub fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.writer.lock().settings)
-    }
-
     /// Takes new health settings for all pods.
     pub fn configure(&self, settings: Settings) {
         let mut writer = self.writer.lock();
@@ -134,6 +129,7 @@ impl Table {
         for pod in &self.fleet.load().pods {
             pod.health.lock().configure(Arc::clone(&writer.settings));
         }
+        self.reindex(&writer);
     }
 
     /// Makes `specs` the whole fleet: keeps pods that stay, adds new ones, drops the rest (their requests run on).
@@ -157,9 +153,12 @@ impl Table {
 
     /// Rebuilds the index by model after a pod's facts changed.
     pub fn refresh(&self) {
-        let _one_writer = self.writer.lock();
+        self.reindex(&self.writer.lock());
+    }
+
+    fn reindex(&self, writer: &Writer) {
         let old = self.fleet.load_full();
-        self.fleet.store(Arc::new(index(old.pods.clone(), old.generation + 1)));
+        self.fleet.store(Arc::new(index(old.pods.clone(), old.generation + 1, &writer.settings)));
     }
 
     fn publish(&self, writer: &mut Writer) -> Change {
@@ -188,7 +187,7 @@ impl Table {
         let mut removed: Vec<Arc<Pod>> = known.into_values().cloned().collect();
         removed.sort_by_key(|pod| pod.id);
         pods.sort_by_key(|pod| pod.id);
-        self.fleet.store(Arc::new(index(pods, old.generation + 1)));
+        self.fleet.store(Arc::new(index(pods, old.generation + 1, &writer.settings)));
         Change { added, removed }
     }
 }
@@ -204,8 +203,15 @@ impl Writer {
     }
 }
 
-fn index(pods: Vec<Arc<Pod>>, generation: u64) -> Fleet {
-    let mut fleet = Fleet { generation, ..Fleet::default() };
+fn index(pods: Vec<Arc<Pod>>, generation: u64, settings: &Settings) -> Fleet {
+    let mut fleet = Fleet {
+        generation,
+        pods: Vec::new(),
+        by_model: HashMap::new(),
+        unknown: Vec::new(),
+        by_addr: HashMap::new(),
+        ejected_share_max: settings.ejected_share_max,
+    };
     for (position, pod) in pods.iter().enumerate() {
         fleet.by_addr.entry(pod.spec.addr).or_default().push(position);
         let facts = pod.facts.load();

@@ -192,7 +192,7 @@ impl Client {
                 Err(_) => return,
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Sends the head together with the first bytes of the body; with `end`, that is all of the answer.

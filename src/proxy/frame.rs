@@ -155,7 +155,7 @@ fn expect(headers: &HeaderMap) -> Result<(), Rule> {
 }
 
 fn target(head: &RequestHeader, raw: Option<&[u8]>) -> Result<(), Rule> {
-    let host = head.headers.get(header::HOST).map(|host| host.as_bytes());
+    let host = head.headers.get(header::HOST).map(http::HeaderValue::as_bytes);
     if let Some(host) = host
         && !is_authority(host)
         && !(host.is_empty() && head.version == Version::HTTP_10)

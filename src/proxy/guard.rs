@@ -191,7 +191,8 @@ impl AsyncWrite for GuardedStream {
                         break;
                     }
                 }
-                other if taken == 0 => return other,
+                Poll::Ready(Err(error)) if taken == 0 => return Poll::Ready(Err(error)),
+                Poll::Pending if taken == 0 => return Poll::Pending,
                 Poll::Ready(Err(_)) | Poll::Pending => break,
             }
         }

@@ -242,7 +242,7 @@ pub fn to_client(
     match frame {
         Frame::Length(bytes) => head.insert_header(header::CONTENT_LENGTH, bytes)?,
         Frame::Open if is_http11 => {
-            head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?
+            head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
         }
         Frame::Open => {}
     }

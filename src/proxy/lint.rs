@@ -169,10 +169,8 @@ impl HeadLint {
         match (at, byte) {
             (At::Start | At::Version, b' ') => Err(Violation::RequestLine),
             (At::Start | At::Method, _) if is_token(byte) => Ok(At::Method),
-            (At::Method, b' ') => Ok(At::Target),
-            (At::Target, b' ') => Ok(At::Version),
-            (At::Target, 0x21..=0x7E) => Ok(At::Target),
-            (At::Version, 0x21..=0x7E) => Ok(At::Version),
+            (At::Method, b' ') | (At::Target, 0x21..=0x7E) => Ok(At::Target),
+            (At::Target, b' ') | (At::Version, 0x21..=0x7E) => Ok(At::Version),
             _ => Err(Violation::RequestLine),
         }
     }

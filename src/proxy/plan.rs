@@ -2,6 +2,7 @@
 //!
 //! A planner that panics or keeps overrunning its time costs quality, not requests: the gate goes over to safe mode.
 use std::cell::RefCell;
+use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -51,7 +52,9 @@ struct Shown {
 impl ExplainSource for Shown {
     fn write_json(&self, out: &mut String) {
         let decision = serde_json::to_string(&self.decision).unwrap_or_else(|_| "null".to_owned());
-        out.push_str(&format!("{{\"unix_ms\":{},\"attempt\":{},\"decision\":{decision}}}", self.unix_ms, self.attempt));
+        let (unix_ms, attempt) = (self.unix_ms, self.attempt);
+        // Writing to a string cannot fail.
+        write!(out, "{{\"unix_ms\":{unix_ms},\"attempt\":{attempt},\"decision\":{decision}}}").ok();
     }
 }
 
@@ -79,22 +82,13 @@ impl Exchange {
         self.note.plan_us = Some(ended.0 - started.0);
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
-        let choice = self.choice(&fleet, &decision, &hits, prompt);
+        let choice = choice(&fleet, &decision, &hits, prompt);
         if is_shown {
             self.shown = shown(&decision);
         }
         let source = Shown { unix_ms: crate::runtime::unix_ms(), attempt: self.note.attempts + 1, decision };
         self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(source));
         choice
-    }
-
-    fn choice(&self, fleet: &Fleet, decision: &Decision, hits: &Hits, prompt: Tokens) -> Result<Choice, Fault> {
-        let pod = decision
-            .chosen
-            .and_then(|id| fleet.find(id))
-            .ok_or_else(|| Fault::NoPod(decision.nobody.map_or("no_pods", crate::scheduling::Nobody::as_str)))?;
-        let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-        Ok(Choice { pod: Arc::clone(pod), leave, prompt, hit: hits.depth(pod.id) })
     }
 
     /// Whether the client may see how its request was decided, and asked to.
@@ -116,6 +110,15 @@ impl Exchange {
             enter_safe_mode(&self.gate, "planner_overran");
         }
     }
+}
+
+fn choice(fleet: &Fleet, decision: &Decision, hits: &Hits, prompt: Tokens) -> Result<Choice, Fault> {
+    let pod = decision
+        .chosen
+        .and_then(|id| fleet.find(id))
+        .ok_or_else(|| Fault::NoPod(decision.nobody.map_or("no_pods", crate::scheduling::Nobody::as_str)))?;
+    let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
+    Ok(Choice { pod: Arc::clone(pod), leave, prompt, hit: hits.depth(pod.id) })
 }
 
 fn plan(
@@ -140,7 +143,8 @@ fn plan(
         if !gate.safe_mode.load(Relaxed) {
             let planned = catch_unwind(AssertUnwindSafe(|| {
                 gate.at(Phase::Plan);
-                decide(&gate.profile(), &Context { now, request, pods: views }, rng, detail, scratch)
+                let cx = Context { now, request, pods: views, ejected_share_max: fleet.ejected_share_max };
+                decide(&gate.profile(), &cx, rng, detail, scratch)
             }));
             if let Ok(decision) = planned {
                 return decision;

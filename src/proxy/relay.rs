@@ -216,7 +216,7 @@ impl Exchange {
         let mut gaps = self.in_flight.model().gaps();
         let mut last_at = now();
         let mut alarm = pin!(sleep(pause_max));
-        while !conn.is_done() && !(scan.is_done() && scan.at_boundary()) {
+        while !(conn.is_done() || scan.is_done() && scan.at_boundary()) {
             match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
                 Ok(Ok(Some(piece))) => {
                     let at = now();
@@ -238,7 +238,7 @@ impl Exchange {
                     if paused >= pause_max {
                         return Ok(Ended::Broken(Fault::IdleTimeout));
                     }
-                    alarm.set(sleep(pause_max - paused));
+                    alarm.set(sleep(pause_max.saturating_sub(paused)));
                 }
             }
         }

@@ -158,8 +158,10 @@ fn runners_up(offers: &[Offer], chosen: Option<PodId>, seed: u64) -> Alternative
 }
 
 fn mode_of(candidates: &Candidates<'_>) -> Mode {
-    let is_panic = candidates.iter().any(|pod| matches!(pod.standing, Standing::Ejected(_)));
-    if is_panic { Mode::Panic } else { Mode::Normal }
+    let mut pods = candidates.iter();
+    let is_ejected_back = candidates.iter().any(|pod| matches!(pod.standing, Standing::Ejected(_)));
+    let is_probe_all = !candidates.is_empty() && pods.all(|pod| pod.standing == Standing::Probe);
+    if is_ejected_back || is_probe_all { Mode::Panic } else { Mode::Normal }
 }
 
 /// Chooses without index, scores or settings: the least requests in flight among the pods that can serve, ties by `rng`.

@@ -186,11 +186,13 @@ pub struct Decision {
     pub rows: Vec<Row>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
 fn as_text<S: serde::Serializer>(pod: &PodId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(pod)
 }
 
 #[expect(clippy::ref_option, reason = "the signature serde asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
 fn maybe_as_text<S: serde::Serializer>(pod: &Option<PodId>, serializer: S) -> Result<S::Ok, S::Error> {
     match pod {
         Some(pod) => serializer.collect_str(pod),

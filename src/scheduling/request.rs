@@ -62,4 +62,6 @@ pub struct Context<'a> {
     pub request: &'a Request<'a>,
     /// All pods that may be considered, each id at most once, in any order: the order has no influence.
     pub pods: &'a [PodView],
+    /// Share of the serving pods (0 to 1) that may be out at once; from the pods' health settings.
+    pub ejected_share_max: f64,
 }

@@ -1,5 +1,6 @@
 //! Builders and runners for the tests of this room.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::large_types_passed_by_value, reason = "struct update reads best by value")]
 use std::time::Duration;
 
 use super::{Candidates, Context, Filter, Offer, Picker, PodView, Request, Scorer, Serves, Verdict};
@@ -9,12 +10,19 @@ use crate::pods::{LoadNow, Reading, Role, Standing};
 /// The instant of every decision in tests.
 pub(super) const NOW: Mono = Mono(60_000_000);
 
+/// A decision about `pods` with the fleet's default rules.
+pub(super) const fn context<'a>(request: &'a Request<'a>, pods: &'a [PodView]) -> Context<'a> {
+    Context { now: NOW, request, pods, ejected_share_max: 0.5 }
+}
+
 /// An idle, healthy pod without a reading that serves the model.
 pub(super) fn pod(id: u32) -> PodView {
     PodView {
         id: PodId(id),
         role: Role::Both,
         standing: Standing::Ready,
+        busy_until: None,
+        is_dark: false,
         load: LoadNow::default(),
         reading: None,
         age: None,
@@ -43,7 +51,7 @@ pub(super) fn read(pod: PodView, kv_used: Option<f64>, age_ms: u64) -> PodView {
 pub(super) fn judged(filter: &dyn Filter, request: &Request<'_>, pods: &[PodView]) -> Vec<bool> {
     let kept: Vec<u32> = (0..pods.len() as u32).collect();
     let mut verdicts = vec![Verdict::Keep; pods.len()];
-    filter.judge(&Context { now: NOW, request, pods }, &Candidates::new(pods, &kept), &mut verdicts);
+    filter.judge(&context(request, pods), &Candidates::new(pods, &kept), &mut verdicts);
     verdicts.iter().map(|verdict| verdict.keeps()).collect()
 }
 
@@ -51,7 +59,7 @@ pub(super) fn judged(filter: &dyn Filter, request: &Request<'_>, pods: &[PodView
 pub(super) fn costs(scorer: &dyn Scorer, request: &Request<'_>, pods: &[PodView]) -> Vec<Option<f64>> {
     let kept: Vec<u32> = (0..pods.len() as u32).collect();
     let mut costs = vec![None; pods.len()];
-    scorer.cost(&Context { now: NOW, request, pods }, &Candidates::new(pods, &kept), &mut costs);
+    scorer.cost(&context(request, pods), &Candidates::new(pods, &kept), &mut costs);
     costs
 }
 
@@ -59,7 +67,7 @@ pub(super) fn costs(scorer: &dyn Scorer, request: &Request<'_>, pods: &[PodView]
 pub(super) fn picks(picker: &dyn Picker, costs: &[f64], draws: usize) -> Vec<usize> {
     let offers: Vec<_> = (0..).zip(costs).map(|(id, &cost)| Offer { pod: PodId(id), cost }).collect();
     let request = Request::new("m", Tokens(1));
-    let cx = Context { now: NOW, request: &request, pods: &[] };
+    let cx = context(&request, &[]);
     let (mut rng, mut counts) = (Rng::new(1), vec![0; costs.len()]);
     for _ in 0..draws {
         counts[picker.pick(&cx, &offers, &mut rng)] += 1;

@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use crate::base::{Mono, PodId, Tokens};
-use crate::pods::{LoadNow, Pod, Reading, Role, Sleep, Standing};
+use crate::pods::{LoadNow, Pod, Reading, Role, Sign, Standing};
+
+/// Age at which a reading says nothing any more about the requests of others: half of them have ended long before.
+const FOREIGN_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Whether a pod serves the model of the request. Source: the pod's `/v1/models`; as old as its last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,12 @@ pub struct PodView {
     pub role: Role,
     /// Passive health. Source: outcomes of our own requests, at `now`. A pod never tried is new, not ill.
     pub standing: Standing,
+    /// Until when it asked to be spared (`Retry-After` of a 429 or 503, or a default). Source and staleness as `standing`;
+    /// `None`: it did not ask, or the time is over.
+    pub busy_until: Option<Mono>,
+    /// Telemetry could not reach it several times in a row. Source: scrapes. Unknown (never scraped) is false. Alone it
+    /// says nothing about serving: see `pods::verdict`.
+    pub is_dark: bool,
     /// What this gate has in flight there \[requests, tokens\]. Source: own bookings, at `now`, exact for this gate and
     /// blind to other clients of the pod. Never unknown.
     pub load: LoadNow,
@@ -52,6 +61,7 @@ impl PodView {
     /// The view of `pod` for a request of `model`, of whose prompt `hit` tokens are believed to be cached there.
     pub fn of(pod: &Pod, model: &str, hit: Tokens, now: Mono) -> Self {
         let facts = pod.facts.load();
+        let sign = pod.sign(now);
         let reading = **pod.reading.load();
         let serves = match &facts.served {
             None => Serves::Unknown,
@@ -61,12 +71,14 @@ impl PodView {
         Self {
             id: pod.id,
             role: pod.spec.role,
-            standing: pod.health.lock().standing(now),
+            standing: sign.standing,
+            busy_until: sign.busy_until,
+            is_dark: sign.is_dark,
             load: pod.load.now(),
             reading,
             age: reading.map(|reading| now.since(reading.taken)),
             hit,
-            sleeping: facts.sleep == Sleep::Asleep,
+            sleeping: sign.is_asleep,
             serves,
             capacity: facts.capacity,
             block_tokens: facts.block_tokens,
@@ -78,13 +90,64 @@ impl PodView {
         self.reading.as_ref().filter(|_| self.age.is_some_and(|age| age <= age_max))
     }
 
-    /// Requests in flight that have their first token \[requests\].
-    pub fn decoding(&self) -> u32 {
-        self.load.requests.saturating_sub(self.load.prefilling)
+    /// What the fleet's rules look at.
+    pub const fn sign(&self) -> Sign {
+        Sign { standing: self.standing, busy_until: self.busy_until, is_asleep: self.sleeping, is_dark: self.is_dark }
+    }
+
+    /// Requests of other gates and direct clients in flight there \[requests\]. Source: `reading`, less what was ours at
+    /// that instant; counts in full when just read, linearly less with age, nothing from 5 s on. Unknown is 0.
+    pub fn foreign(&self) -> f64 {
+        let (Some(reading), Some(age)) = (&self.reading, self.age) else { return 0.0 };
+        let worth = 1.0 - age.as_secs_f64() / FOREIGN_AGE_MAX.as_secs_f64();
+        f64::from(reading.foreign().unwrap_or(0)) * worth.max(0.0)
     }
 
     /// Prompt tokens of a request of `prompt` tokens that this pod would have to prefill.
     pub fn uncached(&self, prompt: Tokens) -> Tokens {
         prompt.less(self.hit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::pods::{Facts, Outcome, PodSpec, Sleep};
+    use crate::scheduling::testing;
+
+    const NOW: Mono = Mono(7_000_000);
+
+    #[test]
+    fn a_view_shows_what_the_pod_says_and_did() {
+        let addr = ([127, 0, 0, 1], 8_000).into();
+        let spec =
+            PodSpec { addr, authority: "a:8000".into(), rank: None, role: Role::Decode, labels: BTreeMap::new() };
+        let pod = Pod::new(PodId(3), spec);
+        let calm = PodView::of(&pod, "m", Tokens(5), NOW);
+        assert_eq!((calm.sign(), calm.hit, calm.role), (pod.sign(NOW), Tokens(5), Role::Decode));
+        pod.health.lock().on(NOW, Outcome::Busy { retry_after: Some(Duration::from_secs(2)) });
+        pod.learn(Facts { sleep: Sleep::Asleep, ..Facts::default() });
+        (0..3).for_each(|_| pod.unreached());
+        let view = PodView::of(&pod, "m", Tokens(0), NOW);
+        assert_eq!((view.busy_until, view.sleeping, view.is_dark), (Some(Mono(9_000_000)), true, true));
+        assert_eq!(view.sign(), pod.sign(NOW));
+    }
+
+    #[test]
+    fn the_load_of_others_fades_with_the_age_of_the_reading() {
+        let foreign = |running, own, age_ms| {
+            let mut view = testing::read(testing::pod(0), None, age_ms);
+            let reading = view.reading.as_mut().unwrap();
+            (reading.running, reading.own.requests) = (running, own);
+            view.foreign().to_string()
+        };
+        assert_eq!(foreign(Some(12), 2, 0), "10");
+        assert_eq!(foreign(Some(12), 2, 2_500), "5");
+        assert_eq!([foreign(Some(12), 2, 5_000), foreign(Some(12), 2, 60_000)], ["0", "0"]);
+        assert_eq!([foreign(Some(2), 9, 0), foreign(None, 0, 0)], ["0", "0"]);
+        assert_eq!(testing::pod(0).foreign().to_string(), "0");
     }
 }

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: a gate in this process in front of simulated pods, and a client that sees every byte.
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

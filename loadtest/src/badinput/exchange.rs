@@ -90,7 +90,7 @@ pub(crate) async fn flood(target: SocketAddr, limit: usize) -> Transcript {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        transcript = listen(&mut reader, Duration::from_secs(60)) => transcript,
+        transcript = listen(&mut reader, Duration::from_mins(1)) => transcript,
         () = write => Transcript::default(),
     }
 }

@@ -191,7 +191,7 @@ fn any_history_keeps_the_rules() {
             match health.standing(now) {
                 Standing::Ramp(share) => assert!(share > 0.0 && share < 1.0, "seed {seed}: share {share}"),
                 Standing::Ejected(until) => {
-                    assert!(until > now && until <= now.after(Duration::from_secs(60)), "seed {seed}");
+                    assert!(until > now && until <= now.after(Duration::from_mins(1)), "seed {seed}");
                 }
                 Standing::Ready | Standing::Probe => {}
             }

@@ -4,7 +4,7 @@ use super::super::pod::tests::spec;
 use super::super::reading::Facts;
 use super::super::{Reservation, Standing};
 use super::*;
-use crate::base::{Rng, Tokens};
+use crate::base::{Mono, Rng, Tokens};
 
 fn ids(pods: &[Arc<Pod>]) -> Vec<u32> {
     pods.iter().map(|pod| pod.id.0).collect()
@@ -93,14 +93,14 @@ fn only_pods_new_to_a_fleet_at_work_ramp() {
 fn settings_reach_pods_that_are_there_and_pods_to_come() {
     let table = Table::default();
     table.set(vec![spec(1)]);
-    table.configure(Settings { connect_failures_max: 1, ..Settings::default() });
+    table.configure(Settings { connect_failures_max: 1, ejected_share_max: 0.25, ..Settings::default() });
+    assert_eq!(table.fleet().ejected_share_max.to_string(), "0.25", "at once, not with the next change of the pods");
     table.set(vec![spec(1), spec(2)]);
     for pod in &table.fleet().pods {
         pod.health.lock().on(Mono(0), super::super::Outcome::ConnectFailed);
         assert!(matches!(pod.standing(Mono(0)), Standing::Ejected(_)), "{}", pod.id);
     }
-    let fleet = table.fleet();
-    assert!(fleet.rule(&[0, 1], Mono(0), &table.settings()).panic);
+    assert_eq!(table.fleet().ejected_share_max.to_string(), "0.25");
 }
 
 #[test]

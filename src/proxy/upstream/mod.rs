@@ -151,9 +151,8 @@ impl PodConn {
                 return Err(PodFault::Junk("head too large"));
             }
             match self.fill().await {
-                Ok(0) => return Err(PodFault::ClosedEarly),
+                Ok(0) | Err(_) => return Err(PodFault::ClosedEarly),
                 Ok(_) => {}
-                Err(_) => return Err(PodFault::ClosedEarly),
             }
         }
     }

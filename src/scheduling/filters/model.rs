@@ -30,10 +30,9 @@ impl Filter for Model {
         let is_known = pods.iter().any(|pod| pod.serves == Serves::Yes);
         for (pod, verdict) in pods.iter().zip(verdicts) {
             *verdict = match pod.serves {
-                Serves::Yes => Verdict::Keep,
                 Serves::No => Verdict::Drop("does not serve the model"),
                 Serves::Unknown if is_known => Verdict::Drop("its models are not known yet"),
-                Serves::Unknown => Verdict::Keep,
+                Serves::Yes | Serves::Unknown => Verdict::Keep,
             };
         }
     }

@@ -5,9 +5,12 @@
 //!   `K` context tokens there, and make each of the `n` wait for it. `c` and `d` are step costs in prefill tokens. It is the
 //!   router-local part of a marginal cost in seconds divided by the seconds of one prefill token; the defaults are
 //!   `c` = 20 µs, `d` = 76 ns over `b` = 44 µs (Qwen3-32B on 2 H100). Only ratios matter: twice or half changes little.
-//! Reads: `load` (own bookings, current), `hit` (own prefix index), the request's prompt, max tokens and urgency.
+//!   `K` grows with every token generated: without them it loses to the shortest queue on long answers. `n` and `D` are our
+//!   own requests and those of others, who are taken to be decoding: most of a request's life is.
+//! Reads: `load` (own bookings, current), `foreign` (requests of other gates and direct clients; scrapes, less with their
+//!   age), `hit` (own prefix index), the request's prompt, max tokens and urgency.
 //! Range: 0 and up \[tokens\].
-//! Unknown: nothing is; load of other gates and direct clients, and a full KV cache, are not seen.
+//! Unknown: without a fresh reading the load of others counts as none; their context, and a full KV cache, are not seen.
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -60,9 +63,10 @@ impl Scorer for TokenCost {
         let prompt = request.prompt_tokens.0 as f64;
         for (pod, cost) in pods.iter().zip(costs) {
             let uncached = pod.uncached(request.prompt_tokens).0 as f64;
-            let requests = f64::from(pod.load.requests);
+            let foreign = pod.foreign();
+            let requests = f64::from(pod.load.requests) + foreign;
             let before = urgency * (pod.load.prefill_tokens.0 as f64 + uncached);
-            let delays = f64::from(pod.decoding()) * uncached;
+            let delays = (f64::from(pod.load.decoding()) + foreign) * uncached;
             let context = pod.load.context_tokens.0 as f64 + requests * prompt;
             let after = output * (2.0 * own.sequence_tokens * requests + own.context_tokens * context);
             *cost = Some(before + delays + after);
@@ -73,11 +77,12 @@ impl Scorer for TokenCost {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(clippy::large_types_passed_by_value, reason = "struct update reads best by value")]
     use proptest::prelude::*;
 
     use super::*;
     use crate::base::Tokens;
-    use crate::scheduling::testing::{costs, loaded};
+    use crate::scheduling::testing::{costs, loaded, read};
     use crate::scheduling::{PodView, Request};
 
     fn cost_of(request: &Request<'_>, pod: PodView) -> f64 {
@@ -101,6 +106,34 @@ mod tests {
         let short = Request { max_tokens: Some(Tokens(1)), ..Request::new("m", Tokens(100)) };
         let pod = loaded(0, 10, 0, 0);
         assert!(cost_of(&short, pod) < cost_of(&Request::new("m", Tokens(100)), pod));
+    }
+
+    #[test]
+    fn what_is_generated_counts_as_context() {
+        let request = Request::new("m", Tokens(100));
+        let mut long = loaded(0, 1, 0, 0);
+        long.load.context_tokens = Tokens(1100);
+        long.load.generated_tokens = Tokens(1000);
+        let mut short = loaded(1, 1, 0, 0);
+        short.load.context_tokens = Tokens(100);
+        let settings = Settings::default();
+        let difference = cost_of(&request, long) - cost_of(&request, short);
+        assert!((difference - settings.output_tokens * settings.context_tokens * 1000.0).abs() < 1e-6, "{difference}");
+    }
+
+    #[test]
+    fn requests_of_others_count_like_ours_and_less_with_age() {
+        let request = Request::new("m", Tokens(100));
+        let foreign = |running, age_ms| {
+            let mut pod = read(loaded(0, 2, 0, 0), None, age_ms);
+            let reading = pod.reading.as_mut().unwrap();
+            (reading.running, reading.own.requests) = (Some(running), 2);
+            cost_of(&request, pod)
+        };
+        let own = |requests| cost_of(&request, loaded(0, requests, 0, 0));
+        assert_eq!(foreign(10, 0).to_bits(), own(10).to_bits());
+        assert_eq!(foreign(10, 2_500).to_bits(), own(6).to_bits());
+        assert_eq!(foreign(10, 5_000).to_bits(), own(2).to_bits());
     }
 
     proptest! {
