@@ -76,12 +76,13 @@ impl Control {
 
     fn beat(&self, config: &Config) {
         self.readiness.beat(now());
+        let fleet = self.gate.table.fleet();
+        self.readiness.keep(|pod| fleet.find(pod).is_some());
         if let Some((used, max)) = setup::resident_bytes().zip(config.limits.memory_bytes_max.or(self.memory_max)) {
             self.gate.metrics.memory_stage.set(self.gate.memory.tell(used, max) as u64);
         }
         self.publish_credential();
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
-        let fleet = self.gate.table.fleet();
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
     }
 

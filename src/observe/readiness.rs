@@ -64,6 +64,13 @@ impl Readiness {
         }
     }
 
+    /// Pods that left before they were tried are not waited for; an endpoint that shows ranks becomes other pods.
+    pub fn keep(&self, is_there: impl Fn(PodId) -> bool) {
+        if let Some(untried) = self.untried.lock().as_mut() {
+            untried.retain(|pod| is_there(*pod));
+        }
+    }
+
     /// The gate drains from now on.
     pub fn drain(&self) {
         self.draining.store(true, Relaxed);
@@ -118,10 +125,22 @@ mod tests {
         assert_eq!(readiness.missing(), Some(Missing::Pods(1)));
         readiness.tried(PodId(2));
         assert_eq!(readiness.missing(), None);
+        readiness.keep(|_| false);
         readiness.discovered([PodId(3)]);
         assert_eq!(readiness.missing(), None, "later pods do not unready the gate");
         readiness.drain();
         assert_eq!(readiness.missing(), Some(Missing::Draining));
+    }
+
+    #[test]
+    fn pods_that_left_are_not_waited_for() {
+        let readiness = Readiness::default();
+        readiness.configured();
+        readiness.discovered([PodId(1), PodId(2)]);
+        readiness.keep(|pod| pod == PodId(2));
+        assert_eq!(readiness.missing(), Some(Missing::Pods(1)));
+        readiness.keep(|_| false);
+        assert_eq!(readiness.missing(), None);
     }
 
     #[test]

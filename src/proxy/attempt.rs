@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use pingora::http::RequestHeader;
 use tokio::time::{Sleep, sleep};
 
 use super::client::{Client, Lost};
@@ -382,6 +383,7 @@ impl Exchange {
                 method: &client.method,
                 target,
                 authority: &choice.pod.spec.authority,
+                host: host_of(client),
                 fields: &client.headers,
                 body_bytes: has_body.then_some(facts.body.len()),
                 request_id: &self.note.request_id,
@@ -428,6 +430,12 @@ pub(super) const fn failure_of(status: StatusCode) -> Option<Failure> {
         502 | 504 => Some(Failure::GatewayStatus),
         _ => None,
     }
+}
+
+/// The host a client asked for: `Host`, or `:authority` of HTTP/2.
+fn host_of(head: &RequestHeader) -> Option<&str> {
+    let host = head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str))
 }
 
 const fn letter(class: RetryClass) -> &'static str {

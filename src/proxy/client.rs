@@ -46,6 +46,8 @@ impl Client {
     /// Takes a session whose head was read.
     pub(super) fn new(mut session: ServerSession, conn: Arc<Conn>, write_timeout: Duration) -> Self {
         session.set_write_timeout(Some(write_timeout));
+        // Pingora's own rule would count `100 Continue` as such an answer; see `pass_over_body`.
+        session.set_close_on_response_before_downstream_finish(false);
         Self { session, conn, opened_to: None, watches: true, status: None, sent_bytes: 0, ended: false }
     }
 

@@ -163,8 +163,11 @@ fn target(head: &RequestHeader, raw: Option<&[u8]>) -> Result<(), Rule> {
         return Err(Rule::BadHost);
     }
     let Some(raw) = raw else {
-        let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
-        return agrees(authority.unwrap_or_default(), host.or(authority).unwrap_or_default());
+        // Without `:authority`, `Host` stands for it (RFC 9113 section 8.3.1).
+        let Some(authority) = head.uri.authority().map(|authority| authority.as_str().as_bytes()) else {
+            return Ok(());
+        };
+        return agrees(authority, host.unwrap_or(authority));
     };
     let target = raw.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
     if target.contains(&b'#') {
@@ -184,11 +187,18 @@ fn agrees(authority: &[u8], host: &[u8]) -> Result<(), Rule> {
 }
 
 fn is_authority(host: &[u8]) -> bool {
-    !host.is_empty()
+    // An IPv6 address stands in brackets (RFC 3986 section 3.2.2).
+    let (name, port) = match host.iter().position(|byte| *byte == b']') {
+        Some(end) if host.starts_with(b"[") => host.split_at(end + 1),
+        _ => host.split_at(host.iter().position(|byte| *byte == b':').unwrap_or(host.len())),
+    };
+    let is_bracketed = name.starts_with(b"[") && name.len() > 2;
+    let inside = if is_bracketed { name.get(1..name.len() - 1).unwrap_or_default() } else { name };
+    let is_named = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'%');
+    !name.is_empty()
         && host.len() <= 255
-        && host
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']' | b'%'))
+        && inside.iter().all(|byte| is_named(byte) || (is_bracketed && *byte == b':'))
+        && port.strip_prefix(b":").map_or(port.is_empty(), |digits| digits.iter().all(u8::is_ascii_digit))
 }
 
 #[cfg(test)]
@@ -218,6 +228,7 @@ mod tests {
         );
         check_raw("GET http://a:80/v1 HTTP/1.1\r\nHost: a:80\r\n\r\n", Ok(()));
         check_raw("GET / HTTP/1.0\r\n\r\n", Ok(()));
+        check_raw("GET / HTTP/1.1\r\nHost: [fe80::1%25eth0]\r\n\r\n", Ok(()));
         check_raw("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Ok(()));
     }
 
@@ -243,7 +254,9 @@ mod tests {
             check_raw(&format!("{host}{fields}\r\n"), Err(rule));
         }
         check_raw("GET / HTTP/1.1\r\n\r\n", Err(Rule::MissingHost));
-        check_raw("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Err(Rule::BadHost));
+        for host in ["a b", "a:b", "a:80:80", "a:80b", ":80", "[::1", "::1", "[]", "[::1]80", "a[b]"] {
+            check_raw(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), Err(Rule::BadHost));
+        }
         check_raw("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", Err(Rule::BadHost));
         check_raw("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", Err(Rule::BadTarget));
         check_raw("GET /x#y HTTP/1.1\r\nHost: a\r\n\r\n", Err(Rule::BadTarget));

@@ -17,6 +17,8 @@ pub struct ToPod<'a> {
     pub target: &'a str,
     /// `Host` of the pod.
     pub authority: &'a str,
+    /// The host the client asked for: `Host`, or `:authority` of HTTP/2.
+    pub host: Option<&'a str>,
     /// The client's fields.
     pub fields: &'a HeaderMap,
     /// Length of the body; `None` for a call without one.
@@ -181,7 +183,7 @@ fn forwarded(out: &mut Vec<u8>, call: &ToPod<'_>) {
         line(out, "x-forwarded-proto", b"http");
     }
     if !(call.is_proxy && call.fields.contains_key("x-forwarded-host"))
-        && let Some(host) = call.fields.get(header::HOST)
+        && let Some(host) = call.host
     {
         line(out, "x-forwarded-host", host.as_bytes());
     }
@@ -271,6 +273,7 @@ mod tests {
                 method: &Method::POST,
                 target: "/v1?x=1",
                 authority: "pod:8000",
+                host: fields.get("host").and_then(|host| host.to_str().ok()),
                 fields: &fields,
                 body_bytes: Some(5),
                 request_id: "r1",

@@ -133,7 +133,7 @@ impl Gate {
     pub async fn knows_models(&self) {
         let known = || {
             let fleet = self.app().gate().table.fleet();
-            !fleet.pods.is_empty() && fleet.pods.iter().all(|pod| pod.facts.load().served.is_some())
+            !fleet.pods.is_empty() && fleet.unknown.is_empty()
         };
         self.eventually("models known", known).await;
     }
@@ -143,6 +143,12 @@ impl Gate {
 pub async fn begin(addr: SocketAddr, request: &[u8], is_enough: impl Fn(&[u8]) -> bool) -> (TcpStream, Vec<u8>) {
     let mut io = connect(addr).await;
     io.write_all(request).await.unwrap();
+    let bytes = more(&mut io, is_enough).await;
+    (io, bytes)
+}
+
+/// Reads on until `is_enough` says so of what was read.
+pub async fn more(io: &mut TcpStream, is_enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut piece = vec![0; 64 * 1024];
     while !is_enough(&bytes) {
@@ -150,7 +156,7 @@ pub async fn begin(addr: SocketAddr, request: &[u8], is_enough: impl Fn(&[u8]) -
         assert!(read > 0, "closed early: {}", String::from_utf8_lossy(&bytes));
         bytes.extend_from_slice(&piece[..read]);
     }
-    (io, bytes)
+    bytes
 }
 
 /// Reads the rest of an answer that began with `bytes`.
