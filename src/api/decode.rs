@@ -78,47 +78,48 @@ impl Buffer {
         }
     }
 
-    /// Copies bytes behind the text; the caller says how many count by raising `len`.
-    fn ahead<const N: usize>(&mut self, bytes: Option<&[u8; N]>) {
-        if let (Some(bytes), Some(free)) = (bytes, self.bytes.get_mut(self.len..self.len + N)) {
+    /// Copies bytes to offset `at`, behind the text.
+    fn put_at<const N: usize>(&mut self, at: usize, bytes: Option<&[u8; N]>) {
+        if let (Some(bytes), Some(free)) = (bytes, self.bytes.get_mut(at..at + N)) {
             free.copy_from_slice(bytes);
         }
     }
 
-    /// Writes one escape (`escape` starts with its backslash) and returns how long it is.
-    fn escape(&mut self, escape: &[u8]) -> usize {
-        let Some(kind) = escape.get(1) else { return 1 };
+    /// Writes one escape (`escape` starts with its backslash) to offset `at`. Returns how long it is and how much it wrote.
+    #[inline]
+    fn escape(&mut self, at: usize, escape: &[u8]) -> (usize, usize) {
+        let Some(kind) = escape.get(1) else { return (1, 0) };
         if *kind == b'u' {
-            return self.unicode(escape);
+            let (used, bytes, written) = unicode(escape);
+            self.put_at(at, Some(&bytes));
+            return (used, written);
         }
-        if let (Some(free), Some(plain)) = (self.bytes.get_mut(self.len), PLAIN.get(usize::from(*kind))) {
+        if let (Some(free), Some(plain)) = (self.bytes.get_mut(at), PLAIN.get(usize::from(*kind))) {
             *free = *plain;
-            self.len += 1;
         }
-        2
+        (2, 1)
     }
+}
 
-    fn unicode(&mut self, escape: &[u8]) -> usize {
-        let Some(first) = hex4(escape.get(2..6)) else { return 2 };
-        let mut code = first;
-        let mut used = 6;
-        if (0xD800..0xDC00).contains(&first) && escape.get(6..8) == Some(b"\\u") {
-            let low = hex4(escape.get(8..12)).filter(|low| (0xDC00..0xE000).contains(low));
-            if let Some(low) = low {
-                code = 0x1_0000 + ((first - 0xD800) << 10) + (low - 0xDC00);
-                used = 12;
-            }
+/// The length of a `\u` escape or pair of them, and what it stands for: how many of the four bytes count.
+#[inline]
+fn unicode(escape: &[u8]) -> (usize, [u8; 4], usize) {
+    let Some(first) = hex4(escape.get(2..6)) else { return (2, [0; 4], 0) };
+    let mut code = first;
+    let mut used = 6;
+    if (0xD800..0xDC00).contains(&first) && escape.get(6..8) == Some(b"\\u") {
+        let low = hex4(escape.get(8..12)).filter(|low| (0xDC00..0xE000).contains(low));
+        if let Some(low) = low {
+            code = 0x1_0000 + ((first - 0xD800) << 10) + (low - 0xDC00);
+            used = 12;
         }
-        let tail = |shift: u32| 0x80 | ((code >> shift) & 0x3F) as u8;
-        let (bytes, len) = match code {
-            0..0x80 => ([code as u8, 0, 0, 0], 1),
-            0x80..0x800 => ([0xC0 | (code >> 6) as u8, tail(0), 0, 0], 2),
-            0x800..0x1_0000 => ([0xE0 | (code >> 12) as u8, tail(6), tail(0), 0], 3),
-            _ => ([0xF0 | (code >> 18) as u8, tail(12), tail(6), tail(0)], 4),
-        };
-        self.ahead(Some(&bytes));
-        self.len += len;
-        used
+    }
+    let tail = |shift: u32| 0x80 | ((code >> shift) & 0x3F) as u8;
+    match code {
+        0..0x80 => (used, [code as u8, 0, 0, 0], 1),
+        0x80..0x800 => (used, [0xC0 | (code >> 6) as u8, tail(0), 0, 0], 2),
+        0x800..0x1_0000 => (used, [0xE0 | (code >> 12) as u8, tail(6), tail(0), 0], 3),
+        _ => (used, [0xF0 | (code >> 18) as u8, tail(12), tail(6), tail(0)], 4),
     }
 }
 
@@ -135,7 +136,7 @@ pub fn decode(raw: &[u8], buffer: &mut Buffer, out: &mut impl Drain) {
             step(window, marks, buffer)
         } else if clean_steps < 2 {
             clean_steps += 1;
-            buffer.ahead(Some(block));
+            buffer.put_at(buffer.len, Some(block));
             buffer.len += STEP;
             STEP
         } else {
@@ -150,7 +151,8 @@ pub fn decode(raw: &[u8], buffer: &mut Buffer, out: &mut impl Drain) {
     while let Some(found) = memchr::memchr(b'\\', rest) {
         let (plain, escape) = rest.split_at(found);
         buffer.push(plain, out);
-        let used = buffer.escape(escape);
+        let (used, written) = buffer.escape(buffer.len, escape);
+        buffer.len += written;
         rest = escape.get(used..).unwrap_or_default();
     }
     buffer.push(rest, out);
@@ -158,20 +160,21 @@ pub fn decode(raw: &[u8], buffer: &mut Buffer, out: &mut impl Drain) {
 
 /// Decodes a block that holds the backslashes `marks`; returns how much of the window was read.
 fn step(window: &[u8; WINDOW], marks: u64, buffer: &mut Buffer) -> usize {
-    let mut at = 0;
-    let mut left = marks;
+    let (mut at, mut len, mut left) = (0, buffer.len, marks);
     while left != 0 {
         let found = left.trailing_zeros() as usize;
-        buffer.ahead(window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
-        buffer.len += found - at;
-        at = found + buffer.escape(window.get(found..).unwrap_or_default());
+        buffer.put_at(len, window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
+        len += found - at;
+        let (used, written) = buffer.escape(len, window.get(found..).unwrap_or_default());
+        (at, len) = (found + used, len + written);
         left = if at < STEP { marks & (u64::MAX << at) } else { 0 };
     }
     if at < STEP {
-        buffer.ahead(window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
-        buffer.len += STEP - at;
+        buffer.put_at(len, window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
+        len += STEP - at;
         at = STEP;
     }
+    buffer.len = len;
     at
 }
 
@@ -192,4 +195,58 @@ fn hex4(digits: Option<&[u8]>) -> Option<u32> {
     let [a, b, c, d] = digits.map(|digit| HEX.get(usize::from(digit)).copied().unwrap_or(0xFF));
     let all = [a, b, c, d].iter().fold(0, |all, value| all | value);
     (all < 16).then(|| (u32::from(a) << 12) | (u32::from(b) << 8) | (u32::from(c) << 4) | u32::from(d))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::super::json::decode_into;
+    use crate::base::Rng;
+
+    /// JSON text of random strings decodes to what serde reads, at every length and place of escapes.
+    #[test]
+    fn long_strings_decode_as_another_parser_reads_them() {
+        let mut rng = Rng::new(5);
+        let pieces = [
+            "a",
+            "word ",
+            "\\n",
+            "\\\\",
+            "\\\"",
+            "\\u00e9",
+            "\\u0041",
+            "\\ud83d\\ude00",
+            "\\u20AC",
+            "\u{e9}",
+            "\u{1f600}",
+            "\\/",
+        ];
+        for round in 0..3_000_u64 {
+            let plain = [0, 1, 5, 60, 400][(round % 5) as usize];
+            let mut raw = String::new();
+            for _ in 0..rng.below(80) {
+                raw += pieces[rng.below(pieces.len() as u64) as usize];
+                raw += &"plain text without end ".repeat(1 + plain / 23)[..rng.below(plain as u64 + 1) as usize];
+            }
+            let expected: String = serde_json::from_str(&format!("\"{raw}\"")).unwrap();
+            let mut decoded = Vec::new();
+            decode_into(raw.as_bytes(), &mut decoded);
+            assert_eq!(String::from_utf8(decoded).unwrap(), expected, "round {round}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_escape_loses_its_backslash_only() {
+        for (raw, expected) in [("\\q", "q"), ("\\", ""), ("\\u12", "12"), ("\\u12g4", "12g4"), ("a\\", "a")] {
+            for before in [0, 50, 62, 63, 64, 126, 127, 128, 1_000] {
+                for after in [0, 1, 63, 200] {
+                    let end = if raw.ends_with('\\') { 0 } else { after };
+                    let frame = |text: &str| format!("{}{text}{}", "x".repeat(before), "y".repeat(end));
+                    let mut decoded = Vec::new();
+                    decode_into(frame(raw).as_bytes(), &mut decoded);
+                    assert_eq!(String::from_utf8(decoded).unwrap(), frame(expected), "{raw} {before} {after}");
+                }
+            }
+        }
+    }
 }
