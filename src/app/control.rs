@@ -160,6 +160,7 @@ fn observer(gate: &Arc<Gate>, readiness: &Arc<Readiness>) -> Observer {
             readiness.tried(pod.id);
             gate.metrics.scrapes.inc("failed");
         }
+        Event::Refused(pod) => gate.guards.died(now(), pod.id),
     })
 }
 

@@ -120,11 +120,22 @@ impl PoisonGuard {
         self.judge(now, present)
     }
 
-    /// A request with this body was served well: it is no poison.
-    pub fn served(&mut self, body: &BodyKey) {
-        if !self.suspects.is_empty() {
-            self.suspects.pop(body);
+    /// A request with this body was served well: it is no poison, whatever broke under it before. Also forgets what is too
+    /// old to count.
+    pub fn served(&mut self, now: Mono, body: &BodyKey) {
+        self.suspects.pop(body);
+        let is_over = |deaths: &[(u64, Mono)]| deaths.iter().all(|&(_, at)| now.since(at) > CRIME_WINDOW);
+        while self.suspects.peek_lru().is_some_and(|(_, deaths)| is_over(deaths)) {
+            self.suspects.pop_lru();
         }
+        for (_, scene) in &mut self.scenes {
+            scene.breaks.retain(|one| one.body != *body && now.since(one.at) <= CONFIRM_WINDOW);
+        }
+    }
+
+    /// Whether any body is under suspicion, confirmed or not.
+    pub fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty() || self.scenes.iter().any(|(_, scene)| !scene.breaks.is_empty())
     }
 
     /// Bodies in quarantine, those included whose time has run out unasked.
@@ -154,5 +165,70 @@ impl PoisonGuard {
             self.quarantined.put(body.clone(), now.after(QUARANTINE));
         }
         convicted.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    fn body(hash: u64) -> BodyKey {
+        BodyKey { tenant: "".into(), hash }
+    }
+
+    /// What happens: pod and body, pod, body.
+    enum News {
+        Broke(u32, u64),
+        Died(u32),
+        Served(u64),
+    }
+
+    /// Feeds what happened, each with its second; answers whether body 1 is out.
+    fn check(news: &[(u64, News)], expected: bool) {
+        let mut guard = PoisonGuard::default();
+        let mut now = Mono::ZERO;
+        for (second, one) in news {
+            now = Mono(second * SECOND);
+            match one {
+                News::Broke(pod, hash) => guard.broke(now, PodId(*pod), Mono(now.0.saturating_sub(1)), body(*hash)),
+                News::Died(pod) => {
+                    guard.died(now, PodId(*pod));
+                }
+                News::Served(hash) => guard.served(now, &body(*hash)),
+            }
+        }
+        assert_eq!(guard.check(now, &body(1)).is_some(), expected);
+        guard.served(now.after(CRIME_WINDOW + CONFIRM_WINDOW), &body(99));
+        assert!(!guard.has_suspects(), "what is old is forgotten");
+    }
+
+    #[test]
+    fn two_deaths_convict_and_a_good_answer_acquits() {
+        use News::{Broke, Died, Served};
+        check(&[(1, Broke(1, 1)), (2, Died(1)), (3, Broke(2, 1)), (4, Died(2))], true);
+        check(&[(1, Broke(1, 1)), (2, Broke(2, 1)), (3, Died(2)), (4, Died(1))], true);
+        check(&[(1, Broke(1, 1)), (2, Died(1)), (3, Broke(1, 1)), (4, Died(1))], true);
+        check(&[(1, Broke(1, 1)), (2, Died(1))], false);
+        check(&[(1, Broke(1, 1)), (2, Broke(2, 1))], false);
+        check(&[(1, Broke(1, 1)), (2, Died(1)), (80, Broke(2, 1)), (81, Died(2))], false);
+        check(&[(1, Broke(1, 1)), (40, Died(1)), (41, Broke(2, 1)), (42, Died(2))], false);
+        check(&[(1, Broke(1, 1)), (2, Died(1)), (3, Served(1)), (4, Broke(2, 1)), (5, Died(2))], false);
+        check(&[(1, Broke(1, 1)), (2, Served(1)), (3, Died(1)), (4, Broke(2, 1)), (5, Died(2))], false);
+        check(&[(1, Broke(1, 1)), (2, Died(1)), (3, Served(2)), (4, Broke(2, 1)), (5, Died(2))], true);
+    }
+
+    #[test]
+    fn a_crowd_is_not_judged_before_a_third_death() {
+        let mut guard = PoisonGuard::default();
+        for round in 0..3_u32 {
+            let now = Mono(u64::from(round) * 5 * SECOND + SECOND);
+            let present = if round < 2 { 20 } else { 1 };
+            (1..=present).for_each(|hash| guard.broke(now, PodId(round), Mono(now.0 - 1), body(hash)));
+            guard.died(now.after(std::time::Duration::from_secs(1)), PodId(round));
+            assert_eq!(guard.quarantined(), usize::from(round == 2), "round {round}");
+        }
     }
 }

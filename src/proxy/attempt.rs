@@ -101,6 +101,9 @@ impl<'a> Trial<'a> {
             let cached = usage.cached_tokens.map(Tokens);
             self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
         }
+        if outcome == Outcome::Good {
+            self.gate.guards.served(now(), || self.facts.body_key(self.gate.prefix_secret));
+        }
         self.over(outcome);
     }
 
@@ -190,6 +193,9 @@ impl Exchange {
     pub(super) async fn attempts(&mut self, facts: &Facts) -> Result<(), End> {
         let mut tried: Vec<PodId> = Vec::new();
         let mut last: Option<Failed> = None;
+        let times = self.rules.times(&facts.model);
+        // One deadline for all attempts together.
+        let mut alarm = pin!(sleep(if facts.is_stream { times.first_token } else { times.answer }));
         loop {
             let choice = match self.choose(facts, &tried) {
                 Ok(choice) => choice,
@@ -206,7 +212,7 @@ impl Exchange {
             self.in_flight.model().attempt();
             let mut trial = Trial::begin(&self.gate, facts, &choice, health);
             let started = trial.started;
-            let failed = match self.attempt(facts, &choice, &mut trial).await? {
+            let failed = match self.attempt(facts, &choice, &mut trial, alarm.as_mut()).await? {
                 Tried::Done(usage, outcome) => {
                     if outcome == Outcome::Broken {
                         let key = facts.body_key(self.gate.prefix_secret);
@@ -303,8 +309,14 @@ impl Exchange {
     }
 
     /// One attempt on one pod, with a fresh connection for each dead one from the pool.
-    async fn attempt(&mut self, facts: &Facts, choice: &Choice, trial: &mut Trial<'_>) -> Result<Tried, End> {
-        let times = self.rules.times(&facts.model);
+    async fn attempt(
+        &mut self,
+        facts: &Facts,
+        choice: &Choice,
+        trial: &mut Trial<'_>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Tried, End> {
+        let connect_within = self.rules.times(&facts.model).connect;
         let addr = choice.pod.spec.addr;
         let head = self.pod_head(facts, choice);
         let mut stale = 0;
@@ -312,14 +324,12 @@ impl Exchange {
             let began = now();
             let mut conn = match upstream::checkout(addr, began) {
                 Some(conn) => conn,
-                None => match self.connect(addr, times.connect).await? {
+                None => match self.connect(addr, connect_within).await? {
                     Ok(conn) => conn,
                     Err(fault) => return Ok(Tried::Failed(Failed::of(&fault))),
                 },
             };
             self.gate.at(Phase::Dispatch);
-            let limit = if facts.is_stream { times.first_token } else { times.answer };
-            let mut alarm = pin!(sleep(limit));
             match self.ask(&mut conn, &head, &facts.body, alarm.as_mut()).await? {
                 Ok(answer) => {
                     return self.relay(facts, answer, conn, trial, alarm.as_mut()).await;
@@ -329,6 +339,9 @@ impl Exchange {
                         conn.reused && failed.failure == Failure::NoHead && now().since(began) < STALE_WITHIN;
                     if is_stale && stale < STALE_MAX {
                         stale += 1;
+                        // Most likely it was idle for too long. But a body may also kill a pod that fast.
+                        let key = facts.body_key(self.gate.prefix_secret);
+                        self.gate.guards.broke(now(), choice.pod.id, trial.started, key);
                         continue;
                     }
                     return Ok(Tried::Failed(failed));

@@ -19,6 +19,8 @@ use crate::api::Shape;
 
 /// Longest body that is passed over to keep a connection.
 const PASSED_OVER_BYTES_MAX: u64 = 64 * 1024;
+/// Bytes of a next request that are read over, to notice a disconnect behind them.
+const SURPLUS_BYTES_MAX: u32 = 64 * 1024;
 
 /// Why nothing more can be written to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,7 @@ pub(super) struct Client {
     /// Whose pages may read an answer of the gate's own.
     pub(super) opened_to: Option<HeaderValue>,
     watches: bool,
+    surplus_bytes: u32,
     status: Option<u16>,
     sent_bytes: u64,
     ended: bool,
@@ -48,7 +51,16 @@ impl Client {
         session.set_write_timeout(Some(write_timeout));
         // Pingora's own rule would count `100 Continue` as such an answer; see `pass_over_body`.
         session.set_close_on_response_before_downstream_finish(false);
-        Self { session, conn, opened_to: None, watches: true, status: None, sent_bytes: 0, ended: false }
+        Self {
+            session,
+            conn,
+            opened_to: None,
+            watches: true,
+            surplus_bytes: 0,
+            status: None,
+            sent_bytes: 0,
+            ended: false,
+        }
     }
 
     /// The request's head.
@@ -185,11 +197,12 @@ impl Client {
         while self.watches {
             match self.session.read_body_or_idle(true).await {
                 Ok(_) => self.watches = false,
-                // Bytes of a next request came early. It will not be served on this connection, and disconnects are
-                // noticed by writing from here on.
+                // A byte of a next request came early. That will not be served on this connection; after too much of it,
+                // disconnects are noticed by writing only.
                 Err(error) if *error.etype() == ErrorType::ConnectError => {
-                    self.watches = false;
                     self.close_after();
+                    self.surplus_bytes += 1;
+                    self.watches = self.surplus_bytes < SURPLUS_BYTES_MAX;
                 }
                 Err(_) => return,
             }

@@ -1,6 +1,6 @@
 //! The bounds of `flow` behind locks: admission, retry budgets, poison. Each is a pure machine; here it meets the clock.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -18,6 +18,8 @@ pub struct Guards {
     retry: Mutex<Budgets>,
     poison: Mutex<PoisonGuard>,
     quarantined: AtomicU64,
+    /// Whether any body is under suspicion: only then must good answers be told to the poison guard.
+    suspects: AtomicBool,
     tickets: AtomicU64,
 }
 
@@ -29,6 +31,7 @@ impl Guards {
             retry: Mutex::new(Budgets::new(rules.retry.clone())),
             poison: Mutex::default(),
             quarantined: AtomicU64::new(0),
+            suspects: AtomicBool::new(false),
             tickets: AtomicU64::new(1),
         }
     }
@@ -61,6 +64,17 @@ impl Guards {
     /// A connection broke under a request.
     pub fn broke(&self, now: Mono, pod: PodId, started: Mono, body: BodyKey) {
         self.poison.lock().broke(now, pod, started, body);
+        self.suspects.store(true, Relaxed);
+    }
+
+    /// A request was served well. `key` is only computed when any body is under suspicion.
+    pub fn served(&self, now: Mono, key: impl FnOnce() -> BodyKey) {
+        if self.suspects.load(Relaxed) {
+            let key = key();
+            let mut poison = self.poison.lock();
+            poison.served(now, &key);
+            self.suspects.store(poison.has_suspects(), Relaxed);
+        }
     }
 
     /// A pod refused a connection or restarted.

@@ -54,7 +54,7 @@ impl Exchange {
     ) -> Result<Tried, End> {
         if let Some(failure) = failure_of(head.status) {
             let fault = Fault::PodClosed;
-            let kept = keep(&mut conn, head, BytesMut::new()).await;
+            let kept = self.keep(&mut conn, head, BytesMut::new()).await?;
             upstream::checkin(conn, now());
             return Ok(Tried::Failed(Failed { failure, fault, kept }));
         }
@@ -66,6 +66,24 @@ impl Exchange {
         match facts.api {
             Some(api) if is_sse => self.stream(facts, api, head, conn, trial, alarm).await,
             _ => self.plain(facts, head, conn, trial, alarm).await,
+        }
+    }
+
+    /// Reads the rest of an answer that may not be needed, within bounds; `None` if it does not fit them.
+    async fn keep(&mut self, conn: &mut PodConn, head: PodHead, mut body: BytesMut) -> Result<Option<Kept>, End> {
+        let rest = async {
+            while let Some(piece) = conn.body().await.ok()? {
+                body.extend_from_slice(&piece);
+                if body.len() > KEPT_BYTES_MAX + HELD_BYTES_MAX {
+                    return None;
+                }
+            }
+            Some(())
+        };
+        match watch(&mut self.client, pin!(sleep(KEPT_WITHIN)), rest).await {
+            Ok(Some(())) => Ok(Some(Kept { head, body: body.freeze() })),
+            Ok(None) | Err(Cut::Late) => Ok(None),
+            Err(Cut::Lost) => Err(Lost::Gone.into()),
         }
     }
 
@@ -184,7 +202,7 @@ impl Exchange {
             held.extend_from_slice(&piece);
             if scan.first() == Some(First::Error) {
                 let failure = Failure::ErrorEvent { status: status_of_event(&held) };
-                let kept = keep(&mut conn, head, held).await;
+                let kept = self.keep(&mut conn, head, held).await?;
                 upstream::checkin(conn, now());
                 return Ok(Tried::Failed(Failed { failure, fault: Fault::PodClosed, kept }));
             }
@@ -242,7 +260,9 @@ impl Exchange {
                 }
             }
         }
-        Ok(if scan.is_done() { Ended::Good } else { Ended::Broken(Fault::Truncated) })
+        // Some APIs end a failed stream with their error event and no good ending.
+        let is_told = scan.is_done() || scan.has_error();
+        Ok(if is_told { Ended::Good } else { Ended::Broken(Fault::Truncated) })
     }
 
     /// Ends the client's stream: well, or with one error event and no good ending.
@@ -264,8 +284,14 @@ impl Exchange {
             }
             Ended::Broken(fault) => {
                 drop(conn);
-                self.note.cause = Some(fault.row().cause);
                 self.client.close_after();
+                if scan.has_error() && scan.at_boundary() {
+                    // The pod has told its failure itself, before it broke.
+                    self.note.cause = Some(Cause::PodErrorEvent);
+                    self.client.last(Bytes::new()).await?;
+                    return Ok(Tried::Done(usage, Outcome::Broken));
+                }
+                self.note.cause = Some(fault.row().cause);
                 let mut event = BytesMut::new();
                 if !scan.at_boundary() {
                     event.extend_from_slice(b"\n\n");
@@ -287,21 +313,6 @@ async fn give_back(mut conn: PodConn) {
         }
     }
     upstream::checkin(conn, now());
-}
-
-/// Reads the rest of an answer that may not be needed, within bounds; `None` if it does not fit them.
-async fn keep(conn: &mut PodConn, head: PodHead, mut body: BytesMut) -> Option<Kept> {
-    let rest = async {
-        while let Some(piece) = conn.body().await.ok()? {
-            body.extend_from_slice(&piece);
-            if body.len() > KEPT_BYTES_MAX + HELD_BYTES_MAX {
-                return None;
-            }
-        }
-        Some(())
-    };
-    tokio::time::timeout(KEPT_WITHIN, rest).await.ok()??;
-    Some(Kept { head, body: body.freeze() })
 }
 
 /// The status that an error event states (`error.code`).

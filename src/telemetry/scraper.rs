@@ -37,6 +37,8 @@ pub enum Event<'a> {
     Scraped(&'a Arc<Pod>),
     /// A scrape failed.
     Failed(&'a Arc<Pod>),
+    /// Nothing listens at the pod's address; told after [`Event::Failed`], at every scrape.
+    Refused(&'a Arc<Pod>),
 }
 
 /// Who is told. Called from telemetry's tasks; must not block.

@@ -2,6 +2,7 @@
 //!
 //! What was learnt of an address is kept here and given to each of its pods (data-parallel ranks). Only the first failure
 //! and the first success after it are logged, so a pod that is down for a day fills no log.
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,7 @@ impl Visitor {
         let scraped = self.ask("/metrics").await;
         // Somebody who refuses the connection refuses the next one too; all others may still tell their models.
         let is_reached = !matches!(scraped, Err(FetchError::Connect(_)));
+        let is_refused = matches!(scraped, Err(FetchError::Connect(io::ErrorKind::ConnectionRefused)));
         let scrape = self.judge("metrics", scraped).map(|answer| Scrape::parse(&answer.body));
         match &scrape {
             Some(scrape) => {
@@ -69,6 +71,9 @@ impl Visitor {
                 self.take(scrape);
             }
             None => pods.iter().for_each(|pod| (self.telemetry.observer)(Event::Failed(pod))),
+        }
+        if is_refused {
+            pods.iter().for_each(|pod| (self.telemetry.observer)(Event::Refused(pod)));
         }
         if is_reached && began >= self.models_due {
             self.read_models().await;

@@ -253,4 +253,5 @@ pub fn events(body: &[u8]) -> Vec<String> {
     text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
 }
 
+pub mod line;
 pub mod wire;

@@ -58,6 +58,7 @@ impl Bench {
                 Event::Virtual(pod) => ("virtual", pod),
                 Event::Scraped(pod) => ("scraped", pod),
                 Event::Failed(pod) => ("failed", pod),
+                Event::Refused(pod) => ("refused", pod),
             };
             seen.lock().push(format!("{name} {}", pod.id.0));
         });
@@ -161,7 +162,7 @@ async fn what_fails_is_counted_and_ejects_nobody() {
     assert_eq!(bench.visitor.failures, 0);
     server.stop().await;
     for _ in 0..3 {
-        assert_eq!(bench.visit().await, ["failed 0"]);
+        assert_eq!(bench.visit().await, ["failed 0", "refused 0"]);
     }
     assert_eq!(bench.visitor.failures, 3);
     let sign = bench.pod().sign(now());
