@@ -73,7 +73,9 @@ impl Visitor {
             None => pods.iter().for_each(|pod| (self.telemetry.observer)(Event::Failed(pod))),
         }
         if is_refused {
-            pods.iter().for_each(|pod| (self.telemetry.observer)(Event::Refused(pod)));
+            for pod in &pods {
+                (self.telemetry.observer)(Event::Refused(pod));
+            }
         }
         if is_reached && began >= self.models_due {
             self.read_models().await;
