@@ -227,7 +227,7 @@ mod tests {
             let now = Mono(u64::from(round) * 5 * SECOND + SECOND);
             let present = if round < 2 { 20 } else { 1 };
             (1..=present).for_each(|hash| guard.broke(now, PodId(round), Mono(now.0 - 1), body(hash)));
-            guard.died(now.after(std::time::Duration::from_secs(1)), PodId(round));
+            guard.died(now.after(Duration::from_secs(1)), PodId(round));
             assert_eq!(guard.quarantined(), usize::from(round == 2), "round {round}");
         }
     }
