@@ -11,12 +11,12 @@ const ROOM: usize = 256;
 /// Text that one step may read: an escape at its end, or what is copied too far.
 const WINDOW: usize = 2 * STEP;
 
-/// What a one-letter escape stands for.
+/// What a one-letter escape stands for, by its letter.
 const PLAIN: [u8; 256] = {
     let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = match byte as u8 {
+    let (mut left, mut letter): (&mut [u8], u8) = (&mut table, 0);
+    while let [first, rest @ ..] = left {
+        *first = match letter {
             b'n' => b'\n',
             b't' => b'\t',
             b'r' => b'\r',
@@ -24,7 +24,23 @@ const PLAIN: [u8; 256] = {
             b'f' => 12,
             other => other,
         };
-        byte += 1;
+        (left, letter) = (rest, letter.wrapping_add(1));
+    }
+    table
+};
+
+/// Values of hexadecimal digits; 0xFF for other bytes.
+const HEX: [u8; 256] = {
+    let mut table = [0xFF; 256];
+    let (mut left, mut digit): (&mut [u8], u8) = (&mut table, 0);
+    while let [first, rest @ ..] = left {
+        *first = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            b'A'..=b'F' => digit - b'A' + 10,
+            _ => 0xFF,
+        };
+        (left, digit) = (rest, digit.wrapping_add(1));
     }
     table
 };
@@ -177,18 +193,6 @@ fn step(window: &[u8; WINDOW], marks: u64, buffer: &mut Buffer) -> usize {
     buffer.len = len;
     at
 }
-
-/// Values of hexadecimal digits; 0xFF for other bytes.
-const HEX: [u8; 256] = {
-    let mut table = [0xFF; 256];
-    let mut digit = 0;
-    while digit < 16 {
-        table[b"0123456789abcdef"[digit] as usize] = digit as u8;
-        table[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
-        digit += 1;
-    }
-    table
-};
 
 fn hex4(digits: Option<&[u8]>) -> Option<u32> {
     let digits = digits?.first_chunk::<4>()?;
