@@ -404,7 +404,9 @@ async fn prompts_and_keys_are_written_nowhere() {
     }
     let lines = gate.finish().await;
     assert_eq!(lines.len(), 15);
-    lines.iter().for_each(|line| seen.push_str(&line.to_string()));
+    for line in &lines {
+        seen.push_str(&line.to_string());
+    }
     assert!(!seen.contains(MARK), "{seen}");
     let log = String::from_utf8(heard.0.lock().clone()).unwrap();
     let told: Vec<_> = log.lines().filter(|line| line.contains(MARK)).take(5).collect();
