@@ -110,6 +110,7 @@ impl Gate {
     }
 
     /// Waits until a metric series has at least this value.
+    #[allow(clippy::disallowed_methods, reason = "polls: a metric tells nobody that it has changed")]
     pub async fn metric_reaches(&self, series: &str, value: f64) {
         let waited = tokio::time::timeout(PATIENCE, async {
             while self.metric(series).await < value {
