@@ -217,6 +217,7 @@ async fn compressed_bodies_are_refused() {
     gate.finish().await;
 }
 
+#[allow(clippy::disallowed_methods, reason = "drips bytes: the pace is what is tested")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_heads_and_bodies_end_at_their_deadlines() {
     let (gate, fleet) = start(SHORT).await;
@@ -444,6 +445,7 @@ async fn a_refusal_leaves_the_connection_in_step_or_ends_it() {
     gate.finish().await;
 }
 
+#[allow(clippy::disallowed_methods, reason = "drips bytes: the pace is what is tested")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unread_body_is_not_waited_for_without_end() {
     let (gate, fleet) = start(SHORT).await;

@@ -23,6 +23,7 @@ async fn pod() -> SimPod {
 }
 
 /// Waits for a body of the admin listener that fits.
+#[allow(clippy::disallowed_methods, reason = "polls: the admin listener tells nobody that it has changed")]
 async fn admin_says(addr: SocketAddr, path: &str, status: u16, part: &str) {
     let said = tokio::time::timeout(PATIENCE, async {
         loop {
