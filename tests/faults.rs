@@ -1,5 +1,14 @@
 //! What a client gets when a pod fails before anything of its answer was passed on: another pod's answer where the rules
 //! allow it, else one clear error; and that interim answers, early answers and dying pooled connections harm nobody.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::explicit_write,
+    clippy::naive_bytecount
+)]
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start clients")]
 mod kit;
 
 use std::time::Duration;

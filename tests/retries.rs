@@ -1,5 +1,14 @@
 //! Pods that die under load, fleets that fail as a whole, requests that kill pods, pods that come back empty, and
 //! conversations that stay where their prefix is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::explicit_write,
+    clippy::naive_bytecount
+)]
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start clients")]
 mod kit;
 
 use std::sync::Arc;

@@ -1,5 +1,14 @@
 //! Streams to their end: bytes pass unchanged at any cut, a broken stream says so and never ends well, a client that leaves
 //! stops its pod, and one that does not read stops it too.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::explicit_write,
+    clippy::naive_bytecount
+)]
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start clients")]
 mod kit;
 
 use std::time::{Duration, Instant};
@@ -42,7 +51,7 @@ fn assert_broken(path: &str, body: &[u8], good_ending: &str, word: &str) {
     match path {
         "/v1/messages" => assert_eq!(last["type"], "error"),
         "/v1/responses" => {
-            assert_eq!((last["type"].as_str(), last["message"].as_str()), (Some("error"), Some(message)))
+            assert_eq!((last["type"].as_str(), last["message"].as_str()), (Some("error"), Some(message)));
         }
         _ => assert!(last["error"]["code"].is_u64() && last["error"]["type"].is_string()),
     }
@@ -169,6 +178,7 @@ async fn an_error_event_after_tokens_passes_as_the_only_one() {
 }
 
 /// Where a client leaves: the pod's fault that holds the request there, whether it streams, and events to see first.
+#[allow(clippy::type_complexity, reason = "a table, read by eye")]
 const PHASES: &[(&str, fn() -> Script, bool, usize)] = &[
     ("waiting for the head", || Script::always(Fault::Silent), true, 0),
     ("waiting for the head, not streamed", || Script::always(Fault::Silent), false, 0),
@@ -181,7 +191,7 @@ const PHASES: &[(&str, fn() -> Script, bool, usize)] = &[
 ];
 
 fn refusal_without_body() -> Script {
-    Script::always(Fault::Status(503, None)).rule(Rule::new(Fault::SlowBody(Duration::from_secs(60))))
+    Script::always(Fault::Status(503, None)).rule(Rule::new(Fault::SlowBody(Duration::from_mins(1))))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,8 +6,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::missing_panics_doc,
-    unreachable_pub
+    clippy::missing_panics_doc
 )]
 use std::net::SocketAddr;
 use std::path::PathBuf;
