@@ -1,7 +1,7 @@
 //! The wire APIs a vLLM pod serves: which paths exist, what a request body says, how it is edited, what an answer says.
 //!
 //! Facts only: nothing here decides where a request goes. Bodies are read by one pass of an own scanner ([`Anatomy`]) and
-//! changed by splicing byte ranges ([`splice`]), so that everything the gate does not understand reaches the pod as it
+//! changed by splicing byte ranges ([`splice()`]), so that everything the gate does not understand reaches the pod as it
 //! came. Answers are scanned, never parsed whole ([`SseScan`], [`usage_of_body`]). Shapes are those of vLLM 0.32.
 pub mod anatomy;
 mod blocks;

@@ -1,6 +1,6 @@
 //! Which pod serves a request, and why.
 //!
-//! Pure: [`decide`] takes the facts of one request, a list of plain [`PodView`]s, the time and a seeded generator, and
+//! Pure: [`decide()`] takes the facts of one request, a list of plain [`PodView`]s, the time and a seeded generator, and
 //! returns a [`Decision`] with its reasons. Filters keep or drop pods, scorers put a cost on those left (lower is better),
 //! a picker takes one. Each of these is one file in `filters/`, `scorers/` or `pickers/`; `src/build.rs` lists them, so
 //! adding a plug-in is adding a file. The files' headers state what they read, their range and what unknown means, and
