@@ -21,6 +21,9 @@ pub const LINES_MAX: usize = 8_192;
 /// Bytes written at once at most, except for one longer line.
 pub const BATCH_BYTES: usize = 256 * 1024;
 
+/// How long the writer waits for more lines once it has one. A writer that slept is woken once per batch, not per line.
+const LINGER: Duration = Duration::from_millis(10);
+
 /// How often the writer looks whether its file was moved away.
 const ROTATION_CHECK: Duration = Duration::from_secs(1);
 
@@ -157,6 +160,7 @@ fn write_lines(lines: &Receiver<String>, mut sink: Box<dyn Sink>, metrics: &Metr
         let is_open = match lines.recv_timeout(ROTATION_CHECK) {
             Ok(line) => {
                 batch.extend_from_slice(line.as_bytes());
+                std::thread::sleep(LINGER);
                 true
             }
             Err(RecvTimeoutError::Timeout) => true,
