@@ -275,16 +275,19 @@ const fn first_hit(marks: u64) -> usize {
     (marks.trailing_zeros() / 8) as usize
 }
 
-/// Offset just behind the quote of a string that ends within eight bytes, without escapes and control bytes.
-pub(super) fn short_string_end(text: &[u8], at: usize) -> Option<usize> {
-    let word = text.get(at..)?.first_chunk::<8>()?;
-    let found = first_hit(stops(u64::from_le_bytes(*word)));
-    (word.get(found) == Some(&b'"')).then_some(at + found + 1)
+/// Offset just behind the quote of a string that ends within eight bytes, without escapes and control bytes; and whether
+/// these eight bytes are ASCII.
+pub(super) fn short_string_end(text: &[u8], at: usize) -> Option<(usize, bool)> {
+    let chunk = text.get(at..)?.first_chunk::<8>()?;
+    let word = u64::from_le_bytes(*chunk);
+    let found = first_hit(stops(word));
+    (chunk.get(found) == Some(&b'"')).then_some((at + found + 1, word & 0x8080_8080_8080_8080 == 0))
 }
 
 /// Offset just behind the closing quote of the string whose text starts at `at`; the end of the text if it is cut.
 fn string_end(text: &[u8], at: usize) -> usize {
     short_string_end(text, at)
+        .map(|(end, _)| end)
         .or_else(|| blocks::string_end::<false>(text, at).map(|closed| closed.end))
         .unwrap_or(text.len())
 }

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -18,6 +19,11 @@ use crate::base::{Mono, PodId};
 
 /// Scrapes that fail in a row until telemetry calls a pod dark.
 const DARK_FAILURES: u32 = 3;
+/// How long a dark pod with requests in flight may send nothing until it counts as frozen. Well above the gap of any step
+/// of an engine; a long prefill alone does not make a pod dark.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// When to look at a frozen pod again.
+const SILENCE_LOOK: Duration = Duration::from_secs(1);
 
 /// What a pod may be asked to do in disaggregated serving.
 #[derive(
@@ -79,6 +85,10 @@ pub struct Pod {
     asleep: AtomicBool,
     tried: AtomicBool,
     scrape_failures: AtomicU32,
+    /// When the first request since the pod was last heard was sent.
+    asked: AtomicU64,
+    /// When anything last came from the pod on the data path.
+    heard: AtomicU64,
 }
 
 impl Pod {
@@ -101,6 +111,8 @@ impl Pod {
             asleep: AtomicBool::new(false),
             tried: AtomicBool::new(false),
             scrape_failures: AtomicU32::new(0),
+            asked: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
         }
     }
 
@@ -127,6 +139,24 @@ impl Pod {
         self.scrape_failures.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(1))).ok();
     }
 
+    /// A request is being sent to the pod.
+    pub fn asked(&self, now: Mono) {
+        if self.asked.load(Relaxed) <= self.heard.load(Relaxed) {
+            self.asked.store(now.0, Relaxed);
+        }
+    }
+
+    /// Bytes of an answer came from the pod.
+    pub fn heard(&self, now: Mono) {
+        self.heard.store(now.0, Relaxed);
+    }
+
+    /// Whether requests are in flight there and nothing has come since the oldest of them was sent, for too long.
+    fn is_silent(&self, now: Mono) -> bool {
+        let asked = Mono(self.asked.load(Relaxed));
+        self.load.now().requests > 0 && asked.0 > self.heard.load(Relaxed) && now.since(asked) > SILENCE_MAX
+    }
+
     /// Telemetry had its first contact, good or bad. The gate is ready when every pod had one.
     pub fn tried(&self) {
         self.tried.store(true, Relaxed);
@@ -149,9 +179,14 @@ impl Pod {
         if self.calm.load(Relaxed) { Standing::Ready } else { self.health.lock().standing(now) }
     }
 
-    /// What the fleet's rules look at.
+    /// What the fleet's rules look at. A pod that answers neither telemetry nor its requests is frozen: it looks idle, and
+    /// would draw all traffic, so it counts as ejected until one of the two answers.
     pub fn sign(&self, now: Mono) -> Sign {
         let (is_asleep, is_dark) = (self.asleep.load(Relaxed), self.scrape_failures.load(Relaxed) >= DARK_FAILURES);
+        if is_dark && self.is_silent(now) {
+            let standing = Standing::Ejected(now.after(SILENCE_LOOK));
+            return Sign { standing, busy_until: None, is_asleep, is_dark };
+        }
         if self.calm.load(Relaxed) {
             return Sign { standing: Standing::Ready, busy_until: None, is_asleep, is_dark };
         }
@@ -173,6 +208,30 @@ pub(super) mod tests {
 
     pub(in super::super) fn pod(number: u32) -> Arc<Pod> {
         Arc::new(Pod::new(PodId(number), spec(number)))
+    }
+
+    #[test]
+    fn a_pod_that_answers_neither_telemetry_nor_requests_is_out_until_one_answers() {
+        let pod = pod(1);
+        let at = |seconds: u64| Mono(100_000_000 + seconds * 1_000_000);
+        let is_out = |seconds| matches!(pod.sign(at(seconds)).standing, Standing::Ejected(_));
+        pod.asked(at(0));
+        pod.heard(at(1));
+        let booking = super::super::Reservation::book(Arc::clone(&pod), crate::base::Tokens(9), crate::base::Tokens(9));
+        pod.asked(at(2));
+        pod.asked(at(9));
+        assert!(!is_out(20), "silence alone is a long prefill");
+        (0..3).for_each(|_| pod.unreached());
+        assert!(!is_out(4) && is_out(6), "counted from the oldest request without an answer");
+        pod.heard(at(7));
+        assert!(!is_out(30), "telemetry alone says nothing about serving");
+        pod.asked(at(31));
+        assert!(is_out(40));
+        pod.reached();
+        assert!(!is_out(40));
+        (0..3).for_each(|_| pod.unreached());
+        drop(booking);
+        assert!(!is_out(40), "without requests nothing is known");
     }
 
     #[test]

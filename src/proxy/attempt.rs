@@ -95,6 +95,13 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// Bytes of the answer came.
+    pub(super) fn heard(&self, at: Mono) {
+        if let Some(health) = &self.health {
+            health.heard(at);
+        }
+    }
+
     /// It ended well for the pod; `usage` is what the pod told.
     pub(super) fn settled(mut self, usage: Option<Usage>, outcome: Outcome) {
         if let Some((usage, (prompt, claim))) = usage.zip(self.facts.prompt.as_ref().zip(self.claim)) {
@@ -332,6 +339,7 @@ impl Exchange {
             self.gate.at(Phase::Dispatch);
             match self.ask(&mut conn, &head, &facts.body, alarm.as_mut()).await? {
                 Ok(answer) => {
+                    trial.heard(now());
                     return self.relay(facts, answer, conn, trial, alarm.as_mut()).await;
                 }
                 Err(failed) => {

@@ -145,7 +145,7 @@ impl Client {
                 read = self.session.read_request_body() => match read {
                     Ok(Some(piece)) => piece,
                     Ok(None) => break,
-                    Err(error) => return Err(Self::body_fault(&error)),
+                    Err(error) => return Err(self.body_fault(&error)),
                 },
                 () = &mut deadline => return Err(Fault::BodyTimeout),
             };
@@ -185,10 +185,11 @@ impl Client {
         super::upstream::decimal(self.head().headers.get(header::CONTENT_LENGTH)?.as_bytes())
     }
 
-    fn body_fault(error: &pingora::Error) -> Fault {
-        match error.etype() {
-            ErrorType::ReadTimedout => Fault::BodyTimeout,
-            _ => Fault::BodyCut,
+    fn body_fault(&self, error: &pingora::Error) -> Fault {
+        match (self.conn.violation(), error.etype()) {
+            (Some(violation), _) => Fault::Lint(violation),
+            (None, ErrorType::ReadTimedout) => Fault::BodyTimeout,
+            (None, _) => Fault::BodyCut,
         }
     }
 

@@ -9,6 +9,7 @@
 pub mod accept;
 mod affinity;
 mod attempt;
+mod chunks;
 mod client;
 mod exchange;
 pub mod floods;

@@ -198,6 +198,7 @@ impl Exchange {
                     return Ok(Tried::Failed(Failed::new(Failure::FirstByteTimeout, Fault::FirstByteTimeout)));
                 }
             };
+            trial.heard(now());
             scan.feed(&piece);
             held.extend_from_slice(&piece);
             if scan.first() == Some(First::Error) {
@@ -240,6 +241,7 @@ impl Exchange {
                     let at = now();
                     gaps.observe_us(at.0 - last_at.0);
                     last_at = at;
+                    trial.heard(at);
                     let marks = scan.feed(&piece);
                     trial.booked.tokens(marks.events);
                     if conn.is_done() && scan.is_done() {
