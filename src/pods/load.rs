@@ -113,7 +113,7 @@ impl Reservation {
     }
 
     /// The request ended well.
-    pub fn served(mut self) {
+    pub fn served(&mut self) {
         self.first_token();
         self.pod.load.served.fetch_add(1, Relaxed);
     }
@@ -169,6 +169,7 @@ mod tests {
         assert_eq!(pod.load.now().context_tokens, Tokens(95));
         booking.settle(None, Some(Tokens(u64::MAX)));
         booking.served();
+        drop(booking);
         assert_eq!(pod.load.now(), LoadNow { served: 1, ..LoadNow::default() });
     }
 
