@@ -88,7 +88,7 @@ impl<'a> Trial<'a> {
         if let Some(health) = &mut self.health {
             health.answered(now);
         }
-        self.gate.guards.answered(now, &self.facts.model, self.pod);
+        self.gate.guards.answered(now, &self.facts.account, self.pod);
         if let Some((prompt, claim)) = self.facts.prompt.as_ref().zip(self.claim) {
             self.gate.index.confirm(prompt, claim);
             self.is_confirmed = true;
@@ -278,7 +278,7 @@ impl Exchange {
             has_other_pod: has_other(&self.gate.table.fleet(), &facts.model, tried),
         };
         loop {
-            match self.gate.guards.may_retry(now(), &facts.model, &setback) {
+            match self.gate.guards.may_retry(now(), &facts.account, &setback) {
                 Verdict::Retry => {
                     self.gate.metrics.retries.inc(letter(class));
                     let key = || facts.body_key(self.gate.prefix_secret);

@@ -10,7 +10,7 @@ use super::gate::Phase;
 use super::memory;
 use super::reply::Fault;
 use crate::api::{Anatomy, Api, Edit, dangers, splice, strip_dangerous};
-use crate::base::{ModelName, PodId, Tokens};
+use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
 use crate::flow::{Arrival, BodyKey, Caller, Reason, Trust};
 use crate::observe::Stage;
 use crate::pods::Fleet;
@@ -27,6 +27,9 @@ pub(super) struct Facts {
     pub(super) api: Option<Api>,
     /// Model after aliases; empty if unknown, then any pod will do.
     pub(super) model: ModelName,
+    /// Model whose bounds and budgets it is held to, and who is named in metrics and log: the same if a pod serves it. All
+    /// others share the empty name, so that made-up names cost nobody memory.
+    pub(super) account: ModelName,
     pub(super) is_stream: bool,
     pub(super) max_tokens: Option<Tokens>,
     /// The body as it goes to pods.
@@ -44,6 +47,7 @@ impl Facts {
         Self {
             api: None,
             model: "".into(),
+            account: "".into(),
             is_stream: false,
             max_tokens: None,
             body,
@@ -69,14 +73,14 @@ impl Exchange {
             Some(api) => self.facts(api, &body)?,
             None => self.facts_of_allowed(body),
         };
-        if !facts.model.is_empty() {
-            self.note.model = Some(ModelName::clone(&facts.model));
-            self.in_flight.assign(self.gate.metrics.model(&facts.model));
+        if !facts.account.is_empty() {
+            self.note.model = Some(ModelName::clone(&facts.account));
+            self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
         self.note.is_stream = facts.is_stream;
         let ticket = self.gate.guards.admit(now(), |ticket| Arrival {
             ticket,
-            model: ModelName::clone(&facts.model),
+            model: ModelName::clone(&facts.account),
             caller: facts.caller.clone(),
             body_bytes: facts.body.len() as u64,
             prompt_tokens: Tokens(facts.body.len() as u64 / 4),
@@ -158,6 +162,7 @@ impl Exchange {
             max_tokens: anatomy.max_tokens.map(Tokens),
             pinned: anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id)),
             body: splice(body, &anatomy, &edits),
+            account: account_of(&model, &fleet),
             model,
             prompt,
             caller,
@@ -169,9 +174,11 @@ impl Exchange {
         let asked = Anatomy::read(Api::Invocations, &body)
             .ok()
             .and_then(|anatomy| anatomy.model.map(std::borrow::Cow::into_owned));
-        let model = asked.and_then(|asked| self.model(Some(&asked), &self.gate.table.fleet()).ok());
+        let fleet = self.gate.table.fleet();
+        let model = asked.and_then(|asked| self.model(Some(&asked), &fleet).ok());
         let mut facts = Facts::opaque(body, None);
         if let Some((model, false)) = model {
+            facts.account = account_of(&model, &fleet);
             facts.model = model;
         }
         facts
@@ -196,9 +203,14 @@ impl Exchange {
         if let Some((known, _)) = fleet.by_model.get_key_value(real) {
             return Ok((ModelName::clone(known), rewritten));
         }
-        if fleet.unknown.is_empty() {
-            return Err(Fault::UnknownModel(asked.to_owned()));
+        if fleet.unknown.is_empty() || real.len() > MODEL_NAME_BYTES_MAX {
+            return Err(Fault::unknown_model(asked));
         }
         Ok((real.into(), rewritten))
     }
+}
+
+/// The model itself if a pod serves it, else the name that all others share.
+fn account_of(model: &ModelName, fleet: &Fleet) -> ModelName {
+    if fleet.by_model.contains_key(model) { ModelName::clone(model) } else { "".into() }
 }
