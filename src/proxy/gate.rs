@@ -36,6 +36,8 @@ use crate::scheduling::Profile;
 /// Idle time of a connection while memory is short.
 const IDLE_WHEN_SHORT: Duration = Duration::from_secs(5);
 const H2_IDLE: Duration = Duration::from_mins(5);
+/// Bytes of answers that wait in one HTTP/2 stream for its client; h2 would keep 400 KiB.
+const H2_STREAM_BYTES_MAX: usize = 64 << 10;
 
 /// Where a request is; the hook of fault tests is called with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +245,9 @@ impl HttpServerApp for GateApp {
     }
 
     fn h2_options(&self) -> Option<H2Options> {
-        Some(default_h2_options())
+        let mut options = default_h2_options();
+        options.max_send_buffer_size(H2_STREAM_BYTES_MAX);
+        Some(options)
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
