@@ -429,8 +429,12 @@ impl Exchange {
     /// The head of a pod's answer as the client gets it.
     pub(super) fn client_head(
         &self,
-        head: PodHead,
+        mut head: PodHead,
         frame: headers::Frame,
+        let fleet = self.gate.table.fleet();
+        if let Some(pod) = self.note.pod.and_then(|id| fleet.find(id)) {
+            headers::hide_pod(&mut head.headers, &pod.spec.authority, pod.spec.addr);
+        }
     ) -> Result<Box<pingora::http::ResponseHeader>, End> {
         let build = || {
             let mut out = headers::to_client(head.status, head.headers, frame, self.client.is_http11())?;
