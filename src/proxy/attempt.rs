@@ -19,7 +19,7 @@ use super::reply::Fault;
 use super::upstream::{self, PodConn, PodFault, PodHead};
 use crate::api::Usage;
 use crate::base::{Mono, PodId, Tokens};
-use crate::flow::{Failure, Replay, RetryClass, Setback, Verdict, classify};
+use crate::flow::{Failure, RetryClass, Setback, Verdict, classify};
 use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
 use crate::prefix::Claim;
@@ -267,14 +267,13 @@ impl Exchange {
         tried: &[PodId],
     ) -> Result<bool, End> {
         let class = classify(failed.failure);
-        let is_known = facts.api.is_some() || self.client.head().method == Method::GET;
         let setback = Setback {
             class,
             pod: choice.pod.id,
             started,
             failed: now(),
             attempts: self.note.attempts,
-            replay: if is_known { Replay::Harmless } else { Replay::Unknown },
+            replay: facts.replay,
             has_other_pod: has_other(&self.gate.table.fleet(), &facts.model, tried),
         };
         loop {

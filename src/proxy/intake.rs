@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header;
+use http::{Method, header};
+use pingora::http::RequestHeader;
 
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::memory;
 use super::reply::Fault;
-use crate::api::{Anatomy, Api, Edit, dangers, splice, strip_dangerous};
+use crate::api::{Anatomy, Api, BadBody, Edit, dangers, splice, strip_dangerous};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
-use crate::flow::{Arrival, BodyKey, Caller, Reason, Trust};
+use crate::flow::{Arrival, BodyKey, Caller, Reason, Replay, Trust};
 use crate::observe::Stage;
 use crate::pods::Fleet;
 use crate::prefix::{Fingerprint, Seed};
@@ -38,12 +39,17 @@ pub(super) struct Facts {
     pub(super) prompt: Option<Fingerprint>,
     /// The pod that must have it, if it is there.
     pub(super) pinned: Option<PodId>,
+    /// Whether it may be delivered to a second pod when the first broke under it.
+    pub(super) replay: Replay,
     pub(super) caller: Caller,
+    /// Hash of method and path: the same bytes on another route are another request.
+    route: u64,
 }
 
 impl Facts {
     /// A request that is passed on unread.
-    pub(super) fn opaque(body: Bytes, pinned: Option<PodId>) -> Self {
+    pub(super) fn opaque(head: &RequestHeader, body: Bytes, pinned: Option<PodId>) -> Self {
+        let is_harmless = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
         Self {
             api: None,
             model: "".into(),
@@ -53,15 +59,22 @@ impl Facts {
             body,
             prompt: None,
             pinned,
+            replay: if is_harmless { Replay::Harmless } else { Replay::Unknown },
             caller: Caller::open(Trust::Open),
+            route: route_of(head),
         }
     }
 
-    /// Name of the body for the poison guard.
-    pub(super) fn body_key(&self, secret: u64) -> BodyKey {
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&self.body, secret);
-        BodyKey { tenant: Arc::clone(&self.caller.tenant), hash }
+    /// Name of the request for the poison guard; `None` without a body, since then there is nothing to tell requests apart.
+    pub(super) fn body_key(&self, secret: u64) -> Option<BodyKey> {
+        let hash = || xxhash_rust::xxh3::xxh3_64_with_seed(&self.body, secret ^ self.route);
+        (!self.body.is_empty()).then(|| BodyKey { tenant: Arc::clone(&self.caller.tenant), hash: hash() })
     }
+}
+
+fn route_of(head: &RequestHeader) -> u64 {
+    let method = xxhash_rust::xxh3::xxh3_64(head.method.as_str().as_bytes());
+    xxhash_rust::xxh3::xxh3_64_with_seed(head.uri.path().as_bytes(), method)
 }
 
 impl Exchange {
@@ -71,7 +84,7 @@ impl Exchange {
         self.gate.at(Phase::Body);
         let facts = match api {
             Some(api) => self.facts(api, &body)?,
-            None => self.facts_of_allowed(body),
+            None => self.facts_of_allowed(body)?,
         };
         if !facts.account.is_empty() {
             self.note.model = Some(ModelName::clone(&facts.account));
@@ -141,10 +154,7 @@ impl Exchange {
         let fleet = self.gate.table.fleet();
         let asked = anatomy.model.as_deref();
         let (model, rewritten) = self.model(asked, &fleet)?;
-        let mut edits: Vec<Edit<'_>> = strip_dangerous(&anatomy).to_vec();
-        if !edits.is_empty() {
-            dangers(&anatomy).for_each(|kind| self.gate.metrics.stripped_members.inc(kind));
-        }
+        let mut edits: Vec<Edit<'_>> = self.strip(&anatomy).to_vec();
         let name = rewritten.then(|| serde_json::Value::from(&*model).to_string());
         if let Some(name) = &name {
             edits.push(Edit { key: "model", value: Some(name.as_bytes()) });
@@ -167,21 +177,37 @@ impl Exchange {
             prompt,
             caller,
         })
+            replay: if anatomy.leaves_something() { Replay::Unknown } else { Replay::Harmless },
     }
+            route: route_of(self.client.head()),
 
-    /// A path the operator opened: any pod of the model, if the body is JSON and names one.
-    fn facts_of_allowed(&self, body: Bytes) -> Facts {
-        let asked = Anatomy::read(Api::Invocations, &body)
-            .ok()
-            .and_then(|anatomy| anatomy.model.map(std::borrow::Cow::into_owned));
+    /// A path the operator opened: any pod of the model, if the body is JSON and names one. What endangers pods goes here
+    /// too; so JSON that can't be read is refused, since a pod may read it otherwise.
+    fn facts_of_allowed(&self, body: Bytes) -> Result<Facts, End> {
+        let head = self.client.head();
+        let anatomy = match Anatomy::read(Api::Invocations, &body) {
+            Ok(anatomy) => anatomy,
+            Err(BadBody::Missing | BadBody::NotObject) => return Ok(Facts::opaque(head, body, None)),
+            Err(bad) if may_be_json(head) => return Err(Fault::BadBody(bad).into()),
+            Err(_) => return Ok(Facts::opaque(head, body, None)),
+        };
+        let mut facts = Facts::opaque(head, splice(&body, &anatomy, self.strip(&anatomy)), None);
         let fleet = self.gate.table.fleet();
-        let model = asked.and_then(|asked| self.model(Some(&asked), &fleet).ok());
-        let mut facts = Facts::opaque(body, None);
+        let model = anatomy.model.as_deref().and_then(|asked| self.model(Some(asked), &fleet).ok());
         if let Some((model, false)) = model {
             facts.account = account_of(&model, &fleet);
             facts.model = model;
         }
-        facts
+        Ok(facts)
+    }
+
+    /// Edits that remove what endangers pods, counted.
+    fn strip(&self, anatomy: &Anatomy<'_>) -> &'static [Edit<'static>] {
+        let edits = strip_dangerous(anatomy);
+        if !edits.is_empty() {
+            dangers(anatomy).for_each(|kind| self.gate.metrics.stripped_members.inc(kind));
+        }
+        edits
     }
 
     /// The model a request is for, and whether the body must be told so.
@@ -212,5 +238,47 @@ impl Exchange {
 
 /// The model itself if a pod serves it, else the name that all others share.
 fn account_of(model: &ModelName, fleet: &Fleet) -> ModelName {
+/// Whether a pod would read the body as JSON: FastAPI does if the content type says so, older ones also without any.
+fn may_be_json(head: &RequestHeader) -> bool {
+    let content_type = head.headers.get(header::CONTENT_TYPE);
+    content_type.is_none_or(|told| told.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"json"))
+}
+
     if fleet.by_model.contains_key(model) { ModelName::clone(model) } else { "".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn key(method: &Method, path: &str, body: &'static str) -> Option<BodyKey> {
+        let head = RequestHeader::build(method.clone(), path.as_bytes(), None).unwrap();
+        Facts::opaque(&head, Bytes::from_static(body.as_bytes()), None).body_key(1)
+    }
+
+    #[test]
+    fn poison_is_a_body_on_its_route() {
+        let (post, path) = (&Method::POST, "/v1/completions");
+        assert!(key(post, path, "{}").is_some());
+        assert_eq!(key(post, path, "{}"), key(post, "/v1/completions?a=1", "{}"));
+        assert_ne!(key(post, path, "{}"), key(post, path, "{ }"));
+        assert_ne!(key(post, path, "{}"), key(post, "/v1/embeddings", "{}"));
+        assert_ne!(key(post, path, "{}"), key(&Method::PUT, path, "{}"));
+        assert_eq!(key(post, path, ""), None, "all requests without a body would be one");
+    }
+
+    #[test]
+    fn reading_may_be_asked_twice() {
+        for (method, expected) in [
+            (Method::GET, Replay::Harmless),
+            (Method::HEAD, Replay::Harmless),
+            (Method::OPTIONS, Replay::Harmless),
+            (Method::POST, Replay::Unknown),
+            (Method::DELETE, Replay::Unknown),
+        ] {
+            let head = RequestHeader::build(method.clone(), b"/x", None).unwrap();
+            assert_eq!(Facts::opaque(&head, Bytes::new(), None).replay, expected, "{method}");
+        }
+    }
 }

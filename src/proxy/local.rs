@@ -50,7 +50,7 @@ impl Exchange {
     /// Sends the request as it is to `pinned`, if it is there, else to any pod.
     async fn anywhere(&mut self, pinned: Option<PodId>) -> Result<(), End> {
         let body = self.read_body().await?;
-        let facts = Facts::opaque(body, pinned);
+        let facts = Facts::opaque(self.client.head(), body, pinned);
         if self.gate.table.fleet().pods.is_empty() {
             return Err(Fault::NoPod("no_pods").into());
         }
