@@ -195,7 +195,8 @@ async fn a_panic_costs_one_request() {
     let beside = request(CHAT, "", &chat("sim", "neighbour", true, 100_000));
     let (mut neighbour, _) = begin(gate.addr(), &beside, |bytes| events_in(bytes) >= 5).await;
     let mut wanted = 0.0;
-    for phase in [Phase::Head, Phase::Body, Phase::Dispatch, Phase::Commit, Phase::Stream, Phase::Settle] {
+    let phases = [Phase::Head, Phase::Body, Phase::Dispatch, Phase::Commit, Phase::Stream, Phase::Settle];
+    for phase in phases {
         for is_stream in [false, true] {
             armed.store(phase as u64, SeqCst);
             let mut io = connect(gate.addr()).await;
@@ -219,6 +220,10 @@ async fn a_panic_costs_one_request() {
     assert!((panics(&gate).await - wanted).abs() < 0.1, "{}", panics(&gate).await);
     let lines = gate.finish().await;
     let count = |cause: &str| lines.iter().filter(|line| line["cause"] == cause).count();
+    for phase in phases {
+        let counted = gate.metric(&format!("tidegate_panics_total{{phase=\"{}\"}}", phase.as_str())).await;
+        assert!((counted - 2.0).abs() < 0.1, "{phase:?}: {counted}");
+    }
     assert_eq!((lines.len(), count("gate_panic"), count("client_gone")), (13, 12, 1));
 }
 

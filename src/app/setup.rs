@@ -21,6 +21,7 @@ pub(super) fn rules(config: &Config) -> Rules {
     }
     rules.connections_max = rules.connections_max.min(descriptors().unwrap_or(u64::MAX) / 2);
     rules.explain = config.observe.explain;
+    rules.is_client_logged = config.observe.is_client_logged;
     rules.retry = config.retry.clone();
     rules.bounds = config.flow.clone();
     rules.memory_bytes_max = config.flow.body_bytes_held_max;

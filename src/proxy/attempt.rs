@@ -335,7 +335,7 @@ impl Exchange {
                     Err(fault) => return Ok(Tried::Failed(Failed::of(&fault))),
                 },
             };
-            self.gate.at(Phase::Dispatch);
+            self.at(Phase::Dispatch);
             match self.ask(&mut conn, &head, &facts.body, alarm.as_mut()).await? {
                 Ok(answer) => {
                     trial.heard(now());
@@ -430,11 +430,11 @@ impl Exchange {
         &self,
         mut head: PodHead,
         frame: headers::Frame,
+    ) -> Result<Box<pingora::http::ResponseHeader>, End> {
         let fleet = self.gate.table.fleet();
         if let Some(pod) = self.note.pod.and_then(|id| fleet.find(id)) {
             headers::hide_pod(&mut head.headers, &pod.spec.authority, pod.spec.addr);
         }
-    ) -> Result<Box<pingora::http::ResponseHeader>, End> {
         let build = || {
             let mut out = headers::to_client(head.status, head.headers, frame, self.client.is_http11())?;
             out.insert_header("x-request-id", &*self.note.request_id)?;

@@ -58,6 +58,21 @@ pub enum Phase {
     Settle,
 }
 
+impl Phase {
+    /// Value of the `phase` label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Body => "body",
+            Self::Plan => "plan",
+            Self::Dispatch => "dispatch",
+            Self::Commit => "commit",
+            Self::Stream => "stream",
+            Self::Settle => "settle",
+        }
+    }
+}
+
 /// Called at each phase of each request; a test may panic in it.
 pub type Hook = Box<dyn Fn(Phase) + Send + Sync>;
 

@@ -81,7 +81,7 @@ impl Exchange {
     /// Reads a JSON request and sends it to a pod that serves its model. Without an API the body is passed as it is.
     pub(super) async fn balanced(&mut self, api: Option<Api>) -> Result<(), End> {
         let body = self.read_body().await?;
-        self.gate.at(Phase::Body);
+        self.at(Phase::Body);
         let facts = match api {
             Some(api) => self.facts(api, &body)?,
             None => self.facts_of_allowed(body)?,
@@ -91,7 +91,8 @@ impl Exchange {
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
         self.note.is_stream = facts.is_stream;
-        let ticket = self.gate.guards.admit(now(), |ticket| Arrival {
+        let asked_at = now();
+        let ticket = self.gate.guards.admit(asked_at, |ticket| Arrival {
             ticket,
             model: ModelName::clone(&facts.account),
             caller: facts.caller.clone(),
@@ -99,6 +100,7 @@ impl Exchange {
             prompt_tokens: Tokens(facts.body.len() as u64 / 4),
             deadline: None,
         });
+        self.gate.metrics.stage(Stage::Admit, now().since(asked_at));
         let ticket = ticket.map_err(|refusal| match refusal.reason {
             Reason::RequestPoisoned => Fault::Poisoned,
             Reason::BodyTooLarge => Fault::BodyTooLarge(self.rules.memory_bytes_max),
@@ -175,11 +177,11 @@ impl Exchange {
             account: account_of(&model, &fleet),
             model,
             prompt,
-            caller,
-        })
             replay: if anatomy.leaves_something() { Replay::Unknown } else { Replay::Harmless },
-    }
+            caller,
             route: route_of(self.client.head()),
+        })
+    }
 
     /// A path the operator opened: any pod of the model, if the body is JSON and names one. What endangers pods goes here
     /// too; so JSON that can't be read is refused, since a pod may read it otherwise.
@@ -236,14 +238,14 @@ impl Exchange {
     }
 }
 
-/// The model itself if a pod serves it, else the name that all others share.
-fn account_of(model: &ModelName, fleet: &Fleet) -> ModelName {
 /// Whether a pod would read the body as JSON: FastAPI does if the content type says so, older ones also without any.
 fn may_be_json(head: &RequestHeader) -> bool {
     let content_type = head.headers.get(header::CONTENT_TYPE);
     content_type.is_none_or(|told| told.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"json"))
 }
 
+/// The model itself if a pod serves it, else the name that all others share.
+fn account_of(model: &ModelName, fleet: &Fleet) -> ModelName {
     if fleet.by_model.contains_key(model) { ModelName::clone(model) } else { "".into() }
 }
 

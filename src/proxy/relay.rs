@@ -89,7 +89,7 @@ impl Exchange {
 
     /// Marks the point of no return.
     fn commit(&mut self, trial: &mut Trial<'_>) {
-        self.gate.at(Phase::Commit);
+        self.at(Phase::Commit);
         trial.answered();
         self.note.committed = true;
         self.note.first_at = Some(now());
@@ -124,7 +124,7 @@ impl Exchange {
         let head = self.client_head(head, frame)?;
         let mut whole = Whole::new(facts.api.filter(|_| status.is_success()), &first);
         self.client.begin(head, first, conn.is_done()).await?;
-        self.gate.at(Phase::Stream);
+        self.at(Phase::Stream);
         let ended = self.plain_rest(&mut conn, &mut whole, alarm).await?;
         let (usage, response_id) = whole.facts();
         self.note.usage = usage;
@@ -213,7 +213,7 @@ impl Exchange {
         trial.booked.tokens(scan.events());
         let is_end = conn.is_done() && scan.is_done();
         self.client.begin(head, held.freeze(), is_end).await?;
-        self.gate.at(Phase::Stream);
+        self.at(Phase::Stream);
         let ended = self.stream_rest(facts, &mut conn, &mut scan, trial).await?;
         self.note.events = scan.events();
         self.note.usage = scan.usage();
