@@ -158,8 +158,15 @@ impl Gate {
         self.rules.load_full()
     }
 
+    /// Switches safe mode on or off.
+    pub fn set_safe_mode(&self, is_on: bool) {
+        self.safe_mode.store(is_on, Relaxed);
+        self.metrics.safe_mode.set(u64::from(is_on));
+    }
+
     /// Replaces the rules for requests that come.
     pub fn set_rules(&self, rules: Rules) {
+        self.guards.configure(&rules);
         self.rules.store(Arc::new(rules));
     }
 

@@ -36,6 +36,12 @@ impl Guards {
         }
     }
 
+    /// Takes other bounds and retry rules; what is held or spent stays so.
+    pub fn configure(&self, rules: &Rules) {
+        self.admission.lock().configure(rules.bounds.clone());
+        self.retry.lock().configure(&rules.retry);
+    }
+
     /// Asks for admission. The ticket gives everything back when it is dropped.
     pub fn admit(self: &Arc<Self>, now: Mono, arrival: impl FnOnce(TicketId) -> Arrival) -> Result<Ticket, Refusal> {
         let id = TicketId(self.tickets.fetch_add(1, Relaxed));
