@@ -27,6 +27,9 @@ use crate::runtime::now;
 
 pub use setup::workers_default;
 
+/// Time for the last access lines at a stop. It runs out only if requests were cut, since these hold the log.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
+
 /// Why the gate did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -63,6 +66,12 @@ impl App {
     /// Reads the configuration and starts everything. `hook` is called at each phase of each request; only tests have one.
     pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
         let (config, watcher) = Watcher::start(args).map_err(StartError::Config)?;
+        if setup::lends_its_key(&config) {
+            tracing::warn!(
+                "pods.credential_file is set and clients are not asked for keys: whoever can connect to the listening \
+                 address uses the pods with the gate's key; put authentication in front, or listen on a loopback address"
+            );
+        }
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
         let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(&metrics))?;
         let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
@@ -128,20 +137,25 @@ impl App {
     }
 
     /// Stops accepting at once and ends when the requests have, within `limit`.
-    pub fn close(self, limit: Duration) {
+    pub fn close(mut self, limit: Duration) {
         self.readiness.drain();
         self.workers.close();
         let until = now().after(limit);
         while !self.workers.is_ended() && now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
+        let cut: u64 = self.gate.metrics.models().iter().map(|model| model.in_flight.value()).sum();
+        tracing::info!(cut, "drain ended; `cut` requests were still running");
         self.stop.send_replace(true);
         if self.control.join().is_err() {
             tracing::error!("the control plane panicked");
         }
         self.admin.stop();
         drop(self.gate);
-        drop(self.writer);
+        // With all requests ended nobody holds the log any more, and its writer ends after the lines it has.
+        if !self.writer.join_within(LAST_LINES_WITHIN) {
+            tracing::warn!("the last access lines may be missing");
+        }
     }
 }
 
