@@ -69,6 +69,12 @@ impl App {
     /// Reads the configuration and starts everything. `hook` is called at each phase of each request; only tests have one.
     pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
         let (config, watcher) = Watcher::start(args).map_err(StartError::Config)?;
+        if setup::lends_its_key(&config) {
+            tracing::warn!(
+                "pods.credential_file is set and clients are not asked for keys: whoever can connect to the listening \
+                 address uses the pods with the gate's key; put authentication in front, or listen on a loopback address"
+            );
+        }
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
         let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(&metrics))?;
         let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
@@ -146,11 +152,12 @@ impl App {
         self.workers.close();
         let until = now().after(limit);
         self.wait(until);
+        let cut: u64 = self.gate.metrics.models().iter().map(|model| model.in_flight.value()).sum();
         if !self.workers.is_ended() {
-            tracing::warn!("the time for running requests is over; what still runs is cut");
             self.gate.cut_off();
             self.wait(now().after(CUT_WITHIN));
         }
+        tracing::info!(cut, "drain ended; `cut` requests were still running and were cut");
         self.stop.send_replace(true);
         if self.control.join().is_err() {
             tracing::error!("the control plane panicked");

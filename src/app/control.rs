@@ -78,6 +78,7 @@ impl Control {
         self.readiness.beat(now());
         let fleet = self.gate.table.fleet();
         self.readiness.keep(|pod| fleet.find(pod).is_some());
+        self.gate.index.keep(|pod| fleet.find(pod).is_some());
         if let Some((used, max)) = setup::resident_bytes().zip(config.limits.memory_bytes_max.or(self.memory_max)) {
             self.gate.metrics.memory_stage.set(self.gate.memory.tell(used, max) as u64);
         }
@@ -98,6 +99,11 @@ impl Control {
         };
         for key in old.needs_restart(&new) {
             tracing::warn!(key, "changed in the file; takes effect after a restart");
+        }
+        // An operator's switch stands until the file says otherwise than before.
+        if old.routing.safe_mode != new.routing.safe_mode {
+            self.gate.set_safe_mode(new.routing.safe_mode);
+            tracing::warn!(on = new.routing.safe_mode, "safe mode set by the configuration file");
         }
         self.gate.set_rules(setup::rules(&new));
         self.gate.set_profile(setup::profile(&new));

@@ -111,17 +111,21 @@ impl Config {
         })
     }
 
-    /// Keys that differ in `new` and take effect only after a restart.
+    /// Keys that differ in `new` and take effect only after a restart. All others are taken when the file is read again.
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let (prefix, observe) = (&self.prefix, &self.observe);
         let keys = [
             ("listen.addr", self.listen.addr == new.listen.addr),
             ("listen.h2c_addr", self.listen.h2c_addr == new.listen.h2c_addr),
             ("listen.threads", self.listen.threads == new.listen.threads),
             ("admin.addr", self.admin.addr == new.admin.addr),
-            ("limits.connections_max", self.limits.connections_max == new.limits.connections_max),
+            ("admin.changes_from", self.admin.changes_from == new.admin.changes_from),
+            ("prefix.index_bytes_max", prefix.index_bytes_max == new.prefix.index_bytes_max),
+            ("prefix.pod_tokens_default", prefix.pod_tokens_default == new.prefix.pod_tokens_default),
             ("observe.access_log", self.access_log == new.access_log),
-            ("observe.decisions_max", self.observe.decisions_max == new.observe.decisions_max),
-            ("observe.models_max", self.observe.models_max == new.observe.models_max),
+            ("observe.decisions_max", observe.decisions_max == new.observe.decisions_max),
+            ("observe.log", observe.log == new.observe.log),
+            ("observe.models_max", observe.models_max == new.observe.models_max),
         ];
         keys.into_iter().filter(|(_, is_same)| !is_same).map(|(key, _)| key).collect()
     }
@@ -298,8 +302,25 @@ observe:
         let old = Config::build(Tree::default(), "", &[]).unwrap();
         let mut new = old.clone();
         new.limits.body_bytes_max += 1;
+        new.limits.connections_max += 1;
+        new.limits.memory_bytes_max = Some(1 << 40);
+        new.flow.requests_max += 1;
+        new.retry.attempts_max = 1;
+        new.routing.safe_mode = true;
+        new.observe.is_client_logged ^= true;
         assert!(old.needs_restart(&new).is_empty());
         new.listen.threads = Some(2);
-        assert_eq!(old.needs_restart(&new), ["listen.threads"]);
+        new.admin.changes_from = admin::settings::Changes::Everybody;
+        new.prefix.index_bytes_max += 1;
+        new.prefix.pod_tokens_default += 1;
+        new.observe.log = observe::LogLevel::Debug;
+        let expected = [
+            "listen.threads",
+            "admin.changes_from",
+            "prefix.index_bytes_max",
+            "prefix.pod_tokens_default",
+            "observe.log",
+        ];
+        assert_eq!(old.needs_restart(&new), expected);
     }
 }

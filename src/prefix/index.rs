@@ -194,10 +194,17 @@ impl Index {
         }
     }
 
-    /// Forgets a pod that left for good, its capacity included.
-    pub fn remove(&self, pod: PodId) {
-        self.wipe(pod);
-        self.inner.write().rooms.remove(&pod);
+    /// Forgets pods that left for good, their capacities included. An open claim of such a pod comes to nothing.
+    pub fn keep(&self, is_there: impl Fn(PodId) -> bool) {
+        let gone: Vec<PodId> = {
+            let inner = self.inner.read();
+            let known = inner.rooms.keys().chain(inner.tree.pods().keys());
+            known.copied().filter(|pod| !is_there(*pod)).collect()
+        };
+        for pod in gone {
+            self.wipe(pod);
+            self.inner.write().rooms.remove(&pod);
+        }
     }
 
     /// Sets what a pod can hold and its cache block size, both in tokens (`vllm:cache_config_info`).

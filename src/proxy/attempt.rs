@@ -92,7 +92,7 @@ impl<'a> Trial<'a> {
         if let Some(health) = &mut self.health {
             health.answered(now);
         }
-        self.gate.guards.answered(now, &self.facts.model, self.pod);
+        self.gate.guards.answered(now, &self.facts.account, self.pod);
         if let Some((prompt, claim)) = self.facts.prompt.as_ref().zip(self.claim).filter(|_| status.is_success()) {
             self.gate.index.confirm(prompt, claim);
             self.is_confirmed = true;
@@ -264,12 +264,6 @@ impl Exchange {
         }
     }
 
-    /// Whether the request may run twice.
-    fn replay(&self, facts: &Facts) -> Replay {
-        let is_known = facts.api.is_some() || self.client.head().method == Method::GET;
-        if is_known { Replay::Harmless } else { Replay::Unknown }
-    }
-
     /// Asks whether the request may go to another pod; waits while that is open.
     async fn goes_again(
         &mut self,
@@ -286,11 +280,11 @@ impl Exchange {
             started,
             failed: now(),
             attempts: self.note.attempts,
-            replay: self.replay(facts),
+            replay: facts.replay,
             has_other_pod: has_other(&self.gate.table.fleet(), &facts.model, tried),
         };
         loop {
-            match self.gate.guards.may_retry(now(), &facts.model, &setback) {
+            match self.gate.guards.may_retry(now(), &facts.account, &setback) {
                 Verdict::Retry => {
                     self.gate.metrics.retries.inc(letter(class));
                     let key = || facts.body_key();
@@ -340,7 +334,7 @@ impl Exchange {
         let head = self.pod_head(facts, choice);
         // A connection of the pool may be dead already. That shows only once the request is sent, and it would have to be
         // sent again: not for one that must not run twice.
-        let may_pool = self.replay(facts) == Replay::Harmless;
+        let may_pool = facts.replay == Replay::Harmless;
         let mut stale = 0;
         loop {
             let began = now();
@@ -351,7 +345,7 @@ impl Exchange {
                     Err(fault) => return Ok(Tried::Failed(Failed::of(&fault))),
                 },
             };
-            self.gate.at(Phase::Dispatch);
+            self.at(Phase::Dispatch);
             match self.ask(&mut conn, &head, &facts.body.bytes(), alarm.as_mut()).await? {
                 Ok(answer) => {
                     trial.heard(now());
@@ -444,9 +438,13 @@ impl Exchange {
     /// The head of a pod's answer as the client gets it.
     pub(super) fn client_head(
         &self,
-        head: PodHead,
+        mut head: PodHead,
         frame: headers::Frame,
     ) -> Result<Box<pingora::http::ResponseHeader>, End> {
+        let fleet = self.gate.table.fleet();
+        if let Some(pod) = self.note.pod.and_then(|id| fleet.find(id)) {
+            headers::hide_pod(&mut head.headers, &pod.spec.authority, pod.spec.addr);
+        }
         let build = || {
             let mut out = headers::to_client(head.status, head.headers, frame, self.client.is_http11())?;
             out.insert_header("x-request-id", &*self.note.request_id)?;

@@ -37,6 +37,8 @@ use crate::scheduling::Profile;
 /// Idle time of a connection while memory is short.
 const IDLE_WHEN_SHORT: Duration = Duration::from_secs(5);
 const H2_IDLE: Duration = Duration::from_mins(5);
+/// Bytes of answers that wait in one HTTP/2 stream for its client; h2 would keep 400 KiB.
+const H2_STREAM_BYTES_MAX: usize = 64 << 10;
 
 /// Where a request is; the hook of fault tests is called with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,21 @@ pub enum Phase {
     Stream,
     /// After the answer.
     Settle,
+}
+
+impl Phase {
+    /// Value of the `phase` label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Body => "body",
+            Self::Plan => "plan",
+            Self::Dispatch => "dispatch",
+            Self::Commit => "commit",
+            Self::Stream => "stream",
+            Self::Settle => "settle",
+        }
+    }
 }
 
 /// Called at each phase of each request; a test may panic in it.
@@ -144,8 +161,15 @@ impl Gate {
         self.rules.load_full()
     }
 
+    /// Switches safe mode on or off.
+    pub fn set_safe_mode(&self, is_on: bool) {
+        self.safe_mode.store(is_on, Relaxed);
+        self.metrics.safe_mode.set(u64::from(is_on));
+    }
+
     /// Replaces the rules for requests that come.
     pub fn set_rules(&self, rules: Rules) {
+        self.guards.configure(&rules);
         self.rules.store(Arc::new(rules));
     }
 
@@ -249,7 +273,9 @@ impl HttpServerApp for GateApp {
     }
 
     fn h2_options(&self) -> Option<H2Options> {
-        Some(default_h2_options())
+        let mut options = default_h2_options();
+        options.max_send_buffer_size(H2_STREAM_BYTES_MAX);
+        Some(options)
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {

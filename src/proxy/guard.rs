@@ -4,7 +4,7 @@
 //! head and the first body bytes in two system calls. All three are mended below it, in the stream. What the gate needs
 //! to know of the connection travels with it as [`Conn`].
 use std::fmt;
-use std::future::Future as _;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Sleep, sleep};
 
 use super::floods::FrameMeter;
 use super::lint::{HeadLimits, HeadLint, Violation};
@@ -103,15 +103,18 @@ pub struct GuardedStream {
     conn: Arc<Conn>,
     digest: Arc<ProxyDigest>,
     socket: Arc<SocketDigest>,
+    /// Rings when an HTTP/2 head that is coming should have ended, or that of an earlier one.
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl GuardedStream {
-    /// Guards `io`; `replay` are bytes that were read from it already.
+    /// Guards `io`; `replay` are bytes that were read from it already. With `h2_head_max` it is HTTP/2, and a head may take
+    /// so long.
     pub fn new(
         io: TcpStream,
         peer: SocketAddr,
         replay: Bytes,
-        is_http2: bool,
+        h2_head_max: Option<Duration>,
         limits: HeadLimits,
         write_timeout: Duration,
     ) -> io::Result<Self> {
@@ -127,9 +130,30 @@ impl GuardedStream {
         let carrier = ResponseHeader::build(StatusCode::OK, Some(0)).map_err(io::Error::other)?;
         let digest = Arc::new(ProxyDigest::new(Box::new(carrier), Some(Box::new(Arc::clone(&conn)))));
         let socket = Arc::new(SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(&io)));
-        let watch = if is_http2 { Watch::Http2(FrameMeter::default()) } else { Watch::Http1(HeadLint::new(limits)) };
+        let lint = || Watch::Http1(HeadLint::new(limits));
+        let watch = h2_head_max.map_or_else(lint, |head_max| Watch::Http2(FrameMeter::new(head_max)));
         let joined = BytesMut::new();
-        Ok(Self { io, replay, joined, write_timeout, stall: None, watch, conn, digest, socket })
+        Ok(Self { io, replay, joined, write_timeout, stall: None, watch, conn, digest, socket, alarm: None })
+    }
+
+    /// Nothing comes: ready with an error once an HTTP/2 head that has begun is late.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let until = match &self.watch {
+            Watch::Http2(meter) => meter.head_until(),
+            Watch::Http1(_) => None,
+        };
+        let Some(until) = until else {
+            self.alarm = None;
+            return Poll::Pending;
+        };
+        loop {
+            let left = until.since(now());
+            if left.is_zero() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a head that does not end")));
+            }
+            ready!(self.alarm.get_or_insert_with(|| Box::pin(sleep(left))).as_mut().poll(cx));
+            self.alarm = None;
+        }
     }
 
     fn look(&mut self, chunk: &[u8]) -> io::Result<()> {
@@ -161,7 +185,7 @@ impl GuardedStream {
             return written;
         }
         let timeout = self.write_timeout;
-        let alarm = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        let alarm = self.stall.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(alarm.as_mut().poll(cx));
         self.stall = None;
         self.joined = BytesMut::new();
@@ -190,7 +214,10 @@ impl AsyncRead for GuardedStream {
         let this = &mut *self;
         let before = buf.filled().len();
         if this.replay.is_empty() {
-            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            match Pin::new(&mut this.io).poll_read(cx, buf) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => return this.poll_late(cx),
+            }
         } else {
             let given = this.replay.len().min(buf.remaining());
             buf.put_slice(&this.replay.split_to(given));

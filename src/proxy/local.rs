@@ -52,7 +52,8 @@ impl Exchange {
     /// Sends the request as it is to `pinned`, if it is there, else to any pod.
     async fn anywhere(&mut self, pinned: Option<PodId>, api: Option<Api>, is_stream: bool) -> Result<(), End> {
         let body = self.read_body().await?;
-        let facts = Facts { api, is_stream, ..Facts::opaque(body, pinned, self.gate.prefix_secret) };
+        let opaque = Facts::opaque(self.client.head(), body, pinned, self.gate.prefix_secret);
+        let facts = Facts { api, is_stream, ..opaque };
         if self.gate.table.fleet().pods.is_empty() {
             return Err(Fault::NoPod("no_pods").into());
         }

@@ -27,6 +27,7 @@ mod relay;
 pub mod reply;
 pub mod rules;
 pub mod settings;
+mod sockets;
 mod trace;
 pub mod upstream;
 

@@ -62,6 +62,7 @@ impl Exchange {
     /// Chooses among the pods that were not tried.
     pub(super) fn choose(&mut self, facts: &Facts, tried: &[PodId]) -> Result<Choice, Fault> {
         let started = now();
+        self.note.phase = Phase::Plan;
         let fleet = self.gate.table.fleet();
         let hits = facts.prompt.as_ref().map(|prompt| self.gate.index.lookup(prompt)).unwrap_or_default();
         let prompt = if facts.prompt.is_some() { hits.prompt_tokens } else { Tokens(facts.body.len() as u64 / 4) };

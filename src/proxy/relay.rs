@@ -92,7 +92,7 @@ impl Exchange {
 
     /// Marks the point of no return.
     fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) {
-        self.gate.at(Phase::Commit);
+        self.at(Phase::Commit);
         trial.answered(status);
         facts.body.release();
         self.note.committed = true;
@@ -128,7 +128,7 @@ impl Exchange {
         let head = self.client_head(head, frame)?;
         let mut whole = Whole::new(facts.api.filter(|_| status.is_success()), &first);
         self.client.begin(head, first, conn.is_done()).await?;
-        self.gate.at(Phase::Stream);
+        self.at(Phase::Stream);
         let ended = self.plain_rest(&mut conn, &mut whole, alarm).await;
         let (usage, response_id) = whole.facts();
         self.note.usage = usage;
@@ -224,7 +224,7 @@ impl Exchange {
         let first = tail.take(held.freeze(), boundary);
         let is_end = conn.is_done() && scan.is_done() && tail.is_empty();
         self.client.begin(head, first, is_end).await?;
-        self.gate.at(Phase::Stream);
+        self.at(Phase::Stream);
         let ended = self.stream_rest(facts, &mut conn, &mut scan, &mut tail, trial).await;
         self.note.events = scan.events();
         self.note.usage = scan.usage();
