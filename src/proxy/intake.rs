@@ -234,14 +234,14 @@ impl Exchange {
     }
 
     /// A path the operator opened: any pod of the model, if the body is JSON and names one. What endangers pods goes here
-    /// too; so JSON that can't be read is refused, since a pod may read it otherwise.
+    /// too; so an object that can't be read is refused, since a pod may read it otherwise.
     fn facts_of_allowed(&self, body: &Bytes) -> Result<Facts, End> {
         let head = self.client.head();
         let opaque = |body: Bytes| Facts::opaque(head, body, None, self.gate.prefix_secret);
         let anatomy = match Anatomy::read(Api::Invocations, body) {
             Ok(anatomy) => anatomy,
             Err(BadBody::Missing | BadBody::NotObject) => return Ok(opaque(Bytes::clone(body))),
-            Err(bad) if may_be_json(head) => return Err(Fault::BadBody(bad).into()),
+            Err(bad) if may_be_object(head, body) => return Err(Fault::BadBody(bad).into()),
             Err(_) => return Ok(opaque(Bytes::clone(body))),
         };
         let mut facts = opaque(splice(body, &anatomy, self.strip(&anatomy)));
@@ -289,10 +289,15 @@ impl Exchange {
     }
 }
 
-/// Whether a pod would read the body as JSON: FastAPI does if the content type says so, older ones also without any.
-fn may_be_json(head: &RequestHeader) -> bool {
+/// Whether a pod may find an object in a body that is no JSON to us. FastAPI parses it if the content type says JSON, older
+/// ones also without any; Python guesses UTF-16 and UTF-32 by their mark or by zeros among the first bytes.
+fn may_be_object(head: &RequestHeader, body: &[u8]) -> bool {
     let content_type = head.headers.get(header::CONTENT_TYPE);
-    content_type.is_none_or(|told| told.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"json"))
+    let is_json =
+        content_type.is_none_or(|told| told.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"json"));
+    let text = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body).trim_ascii_start();
+    let is_wide = matches!(body, [0xFE, 0xFF, ..] | [0xFF, 0xFE, ..]) || body.iter().take(4).any(|byte| *byte == 0);
+    is_json && (is_wide || text.starts_with(b"{"))
 }
 
 /// The model itself if a pod serves it, else the name that all others share.
@@ -319,6 +324,26 @@ mod tests {
         assert_ne!(key(post, path, "{}"), key(post, "/v1/embeddings", "{}"));
         assert_ne!(key(post, path, "{}"), key(&Method::PUT, path, "{}"));
         assert_eq!(key(post, path, ""), None, "all requests without a body would be one");
+    }
+
+    #[test]
+    fn what_a_pod_may_read_as_an_object_is_known() {
+        let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (content_type, body, expected) in [
+            (Some("application/json"), &b" {\"a\":1"[..], true),
+            (Some("Application/X+JSON; charset=x"), b"\xEF\xBB\xBF{", true),
+            (None, b"{", true),
+            (None, &utf16, true),
+            (None, b"\xFF\xFE{\0", true),
+            (Some("text/plain"), b"{", false),
+            (Some("application/json"), b"no JSON at all", false),
+        ] {
+            let mut head = RequestHeader::build(Method::POST, b"/x", None).unwrap();
+            if let Some(content_type) = content_type {
+                head.insert_header(header::CONTENT_TYPE, content_type).unwrap();
+            }
+            assert_eq!(may_be_object(&head, body), expected, "{content_type:?} {body:?}");
+        }
     }
 
     #[test]
