@@ -68,13 +68,12 @@ pub(super) struct Trial<'a> {
 impl<'a> Trial<'a> {
     fn begin(gate: &Arc<Gate>, facts: &'a Facts, choice: &Choice, health: Attempt) -> Self {
         let started = now();
-        let uncached = choice.prompt.less(choice.hit);
         Self {
             facts,
             pod: choice.pod.id,
             started,
             health: Some(health),
-            booked: Reservation::book(Arc::clone(&choice.pod), choice.prompt, uncached),
+            booked: Reservation::dispatch(Arc::clone(&choice.pod), &choice.work(started, facts.is_stream)),
             claim: facts.prompt.as_ref().map(|prompt| gate.index.claim(prompt, choice.pod.id)),
             is_confirmed: false,
             gate: Arc::clone(gate),
@@ -84,7 +83,7 @@ impl<'a> Trial<'a> {
     /// The first data came: the prompt is in the pod's cache.
     pub(super) fn answered(&mut self) {
         let now = now();
-        self.booked.first_token();
+        self.booked.first_token(now);
         if let Some(health) = &mut self.health {
             health.answered(now);
         }

@@ -14,12 +14,12 @@ use super::exchange::Exchange;
 use super::gate::{Gate, Phase};
 use super::intake::Facts;
 use super::reply::Fault;
-use crate::base::{PodId, Rng, Tokens};
+use crate::base::{Mono, PodId, Rng, Tokens};
 use crate::observe::{ExplainSource, Stage};
-use crate::pods::{Fleet, Leave, Pod};
-use crate::prefix::Hits;
+use crate::pods::{Fleet, Leave, Marks, Pod, Work};
+use crate::prefix::{BLOCK_BYTES, Hits};
 use crate::runtime::now;
-use crate::scheduling::{Context, Decision, Detail, Mode, PodView, Request, Scratch, decide, safe_mode};
+use crate::scheduling::{Decision, Desk, Detail, Mode, Query, Request, place, safe_mode};
 
 /// A plan that takes longer has overrun.
 const PLAN_MAX: Duration = Duration::from_millis(50);
@@ -31,15 +31,33 @@ const SHOWN_BYTES_MAX: usize = 4 * 1024;
 static OVERRUNS: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
-    static SCRATCH: RefCell<(Vec<PodView>, Scratch)> = RefCell::default();
+    static DESK: RefCell<Desk> = RefCell::default();
 }
 
-/// Where a request goes.
+/// Where a request goes, and what is booked there.
 pub(super) struct Choice {
     pub(super) pod: Arc<Pod>,
     pub(super) leave: Leave,
     pub(super) prompt: Tokens,
     pub(super) hit: Tokens,
+    pub(super) is_cold: bool,
+    pub(super) marks: Option<Marks>,
+    pub(super) uses: [Option<u64>; 2],
+}
+
+impl Choice {
+    /// What is booked on the pod.
+    pub(super) fn work(&self, now: Mono, is_stream: bool) -> Work<'_> {
+        Work {
+            now,
+            prompt: self.prompt,
+            uncached: self.prompt.less(self.hit),
+            is_stream,
+            is_cold: self.is_cold,
+            marks: self.marks.as_ref(),
+            uses: self.uses,
+        }
+    }
 }
 
 /// A decision as `/explain` shows it.
@@ -68,21 +86,30 @@ impl Exchange {
         let request = Request {
             max_tokens: facts.max_tokens,
             generates: facts.api.is_some_and(crate::api::Api::generates),
+            is_stream: facts.is_stream,
             pinned: facts.pinned,
             excluded: tried,
             ..Request::new(&facts.model, prompt)
         };
+        let marks = marks(facts, &hits);
         let is_shown = self.is_explained();
         let detail = if is_shown { Detail::Rows } else { Detail::Off };
-        let rank = self.asked_rank();
-        let decision = plan(&self.gate, &fleet, &request, &hits, rank, &mut self.rng, detail);
+        let query = Query {
+            fleet: &fleet,
+            request: &request,
+            hits: &hits,
+            marks: marks.as_ref(),
+            rank: self.asked_rank(),
+            now: started,
+        };
+        let decision = plan(&self.gate, &query, &mut self.rng, detail);
         let ended = now();
         self.gate.metrics.stage(Stage::Plan, ended.since(started));
         self.overran(ended.since(started));
         self.note.plan_us = Some(ended.0 - started.0);
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
-        let choice = choice(&fleet, &decision, &hits, prompt);
+        let choice = choice(&query, &decision).map(|choice| Choice { marks, ..choice });
         if is_shown {
             self.shown = shown(&decision);
         }
@@ -112,48 +139,48 @@ impl Exchange {
     }
 }
 
-fn choice(fleet: &Fleet, decision: &Decision, hits: &Hits, prompt: Tokens) -> Result<Choice, Fault> {
+fn choice(query: &Query<'_>, decision: &Decision) -> Result<Choice, Fault> {
     let pod = decision
         .chosen
-        .and_then(|id| fleet.find(id))
+        .and_then(|id| query.fleet.find(id))
         .ok_or_else(|| Fault::NoPod(decision.nobody.map_or("no_pods", crate::scheduling::Nobody::as_str)))?;
     let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-    Ok(Choice { pod: Arc::clone(pod), leave, prompt, hit: hits.depth(pod.id) })
+    let hit = if query.request.skips_cache { Tokens(0) } else { query.hits.depth(pod.id) };
+    Ok(Choice {
+        pod: Arc::clone(pod),
+        leave,
+        prompt: query.request.prompt_tokens,
+        hit,
+        is_cold: query.hits.depths.is_empty(),
+        marks: None,
+        uses: [query.request.adapter, query.request.grammar],
+    })
 }
 
-fn plan(
-    gate: &Gate,
-    fleet: &Fleet,
-    request: &Request<'_>,
-    hits: &Hits,
-    rank: Option<u32>,
-    rng: &mut Rng,
-    detail: Detail,
-) -> Decision {
-    SCRATCH.with_borrow_mut(|(views, scratch)| {
-        let now = now();
-        let view = |pod: &Arc<Pod>| PodView::of(pod, request.model, hits.depth(pod.id), now);
-        views.clear();
-        if rank.is_some() {
-            views.extend(candidates(fleet, request.model).filter(|pod| pod.spec.rank == rank).map(view));
-        }
-        if views.is_empty() {
-            views.extend(candidates(fleet, request.model).map(view));
-        }
+/// Marks of a request's prompt, if it has one.
+fn marks(facts: &Facts, hits: &Hits) -> Option<Marks> {
+    let prompt = facts.prompt.as_ref()?;
+    let [chain] = prompt.chains.as_slice() else { return None };
+    let block_tokens = hits.prompt_tokens.0 as f64 * BLOCK_BYTES as f64 / chain.bytes.max(1) as f64;
+    Some(Marks::of(&chain.blocks, block_tokens))
+}
+
+fn plan(gate: &Gate, query: &Query<'_>, rng: &mut Rng, detail: Detail) -> Decision {
+    DESK.with_borrow_mut(|desk| {
         if !gate.safe_mode.load(Relaxed) {
             let planned = catch_unwind(AssertUnwindSafe(|| {
                 gate.at(Phase::Plan);
-                let cx = Context { now, request, pods: views, ejected_share_max: fleet.ejected_share_max };
-                decide(&gate.profile(), &cx, rng, detail, scratch)
+                place(&gate.profile(), query, rng, detail, desk)
             }));
             if let Ok(decision) = planned {
                 return decision;
             }
             gate.metrics.panics.inc("plan");
             enter_safe_mode(gate, "planner_panicked");
-            *scratch = Scratch::default();
+            *desk = Desk::default();
         }
-        safe_mode(views, request, rng)
+        desk.survey(None, query, 0);
+        safe_mode(desk.views(), query.request, rng)
     })
 }
 

@@ -14,20 +14,23 @@ mod conformance;
 pub mod decide;
 pub mod decision;
 pub mod filters;
+pub mod marginal;
 pub mod pickers;
 pub mod plugin;
 pub mod profile;
 pub mod request;
 mod rows;
 pub mod scorers;
+pub mod survey;
 #[cfg(test)]
 mod testing;
 pub mod view;
 
 pub use candidates::Candidates;
 pub use decide::{Scratch, decide, safe_mode};
-pub use decision::{Alternatives, Decision, Detail, Mode, Nobody, Row};
+pub use decision::{Alternatives, Decision, Detail, Mode, Nobody, ReadingCell, Row};
 pub use plugin::{Filter, Offer, Picker, Plugin, Range, Scorer, Verdict};
 pub use profile::{BadProfile, Profile, ProfileSettings};
-pub use request::{Context, Request, Step};
-pub use view::{PodView, Serves};
+pub use request::{Context, LeftOut, Request, Step};
+pub use survey::{Desk, Query, place};
+pub use view::{Belief, PodView, Serves, Warm};
