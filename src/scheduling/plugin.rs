@@ -131,3 +131,18 @@ impl<S> Plugin<S> {
         lines.map(str::trim).collect::<Vec<_>>().join("\n")
     }
 }
+
+/// A draw between a key and a pod that follows from both alone, for rendezvous hashing: the pod with the highest draw has the key.
+pub(super) const fn drawn(key: u64, pod: PodId) -> u64 {
+    Rng::new(key ^ (pod.0 as u64 + 1).wrapping_mul(0xD6E8_FEB8_6659_FD93)).bits()
+}
+
+/// Scales known costs so that the least is 0 and the most 1; all 0 if they are equal.
+pub(super) fn spread(costs: &mut [Option<f64>]) {
+    let known = costs.iter().flatten();
+    let (least, most) =
+        known.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), cost| (low.min(*cost), high.max(*cost)));
+    for cost in costs.iter_mut().flatten() {
+        *cost = if most > least { (*cost - least) / (most - least) } else { 0.0 };
+    }
+}
