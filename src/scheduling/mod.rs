@@ -13,6 +13,7 @@ pub mod candidates;
 mod conformance;
 pub mod decide;
 pub mod decision;
+pub mod expression;
 pub mod filters;
 pub mod latency;
 pub mod marginal;

@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expression::BadExpression;
 use super::filters::{self, FilterSettings};
 use super::marginal::Rates;
 use super::pickers::{self, PickerSettings};
@@ -51,6 +52,9 @@ pub enum BadProfile {
     /// A plug-in is listed twice.
     #[error("`{0}` is listed twice; keep one of the two")]
     Twice(&'static str),
+    /// An expression that can't be used.
+    #[error("the expression under `{0}` can't be used: {1}")]
+    Expression(&'static str, BadExpression),
     /// A weight below 0, infinite or not a number.
     #[error("the weight of `{0}` is {1}; write a number from 0 up (a higher weight makes its cost count more)")]
     Weight(&'static str, f64),
@@ -101,6 +105,14 @@ impl Profile {
                 problems.push(BadProfile::Weight(scorer.name(), weight));
             }
         }
+        problems.extend(settings.filters.iter().filter_map(|one| match one {
+            FilterSettings::Expression(own) => Some(BadProfile::Expression("filters", own.problem()?)),
+            _ => None,
+        }));
+        problems.extend(settings.scorers.iter().filter_map(|one| match one {
+            ScorerSettings::Expression(own) => Some(BadProfile::Expression("scorers", own.problem()?)),
+            _ => None,
+        }));
         if problems.is_empty() { Ok(Self::made(settings)) } else { Err(problems) }
     }
 
