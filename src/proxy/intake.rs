@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header;
 
+use super::asks::Asks;
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::memory;
@@ -29,6 +30,8 @@ pub(super) struct Facts {
     pub(super) model: ModelName,
     pub(super) is_stream: bool,
     pub(super) max_tokens: Option<Tokens>,
+    /// What it asks of the engine beside tokens.
+    pub(super) asks: Asks,
     /// The body as it goes to pods.
     pub(super) body: Bytes,
     /// Prompt blocks; `None` where there is no prompt.
@@ -46,6 +49,7 @@ impl Facts {
             model: "".into(),
             is_stream: false,
             max_tokens: None,
+            asks: Asks::default(),
             body,
             prompt: None,
             pinned,
@@ -156,6 +160,7 @@ impl Exchange {
             api: Some(api),
             is_stream: anatomy.stream,
             max_tokens: anatomy.max_tokens.map(Tokens),
+            asks: Asks::of(&anatomy),
             pinned: anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id)),
             body: splice(body, &anatomy, &edits),
             model,

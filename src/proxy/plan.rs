@@ -2,7 +2,6 @@
 //!
 //! A planner that panics or keeps overrunning its time costs quality, not requests: the gate goes over to safe mode.
 use std::cell::RefCell;
-use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -14,12 +13,13 @@ use super::exchange::Exchange;
 use super::gate::{Gate, Phase};
 use super::intake::Facts;
 use super::reply::Fault;
+use super::shown::Shown;
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::observe::{ExplainSource, Stage};
+use crate::observe::Stage;
 use crate::pods::{Fleet, Leave, Marks, Pod, Work};
 use crate::prefix::{BLOCK_BYTES, Hits};
 use crate::runtime::now;
-use crate::scheduling::{Decision, Desk, Detail, Mode, Query, Request, place, safe_mode};
+use crate::scheduling::{Decision, Desk, Detail, Mode, Profile, Query, Request, place, safe_mode};
 
 /// A plan that takes longer has overrun.
 const PLAN_MAX: Duration = Duration::from_millis(50);
@@ -46,6 +46,13 @@ pub(super) struct Choice {
 }
 
 impl Choice {
+    /// Whether the pod can begin with it at once: nothing is to be loaded or compiled for the first time, and one answer is
+    /// asked for.
+    pub(super) fn is_plain(&self, facts: &Facts) -> bool {
+        let is_new = |key: &u64| !self.pod.load.has_used(*key);
+        !self.uses.iter().flatten().any(is_new) && facts.asks.answers == 1
+    }
+
     /// What is booked on the pod.
     pub(super) fn work(&self, now: Mono, is_stream: bool) -> Work<'_> {
         Work {
@@ -60,22 +67,6 @@ impl Choice {
     }
 }
 
-/// A decision as `/explain` shows it.
-struct Shown {
-    unix_ms: u64,
-    attempt: u32,
-    decision: Decision,
-}
-
-impl ExplainSource for Shown {
-    fn write_json(&self, out: &mut String) {
-        let decision = serde_json::to_string(&self.decision).unwrap_or_else(|_| "null".to_owned());
-        let (unix_ms, attempt) = (self.unix_ms, self.attempt);
-        // Writing to a string cannot fail.
-        write!(out, "{{\"unix_ms\":{unix_ms},\"attempt\":{attempt},\"decision\":{decision}}}").ok();
-    }
-}
-
 impl Exchange {
     /// Chooses among the pods that were not tried.
     pub(super) fn choose(&mut self, facts: &Facts, tried: &[PodId]) -> Result<Choice, Fault> {
@@ -83,10 +74,20 @@ impl Exchange {
         let fleet = self.gate.table.fleet();
         let hits = facts.prompt.as_ref().map(|prompt| self.gate.index.lookup(prompt)).unwrap_or_default();
         let prompt = if facts.prompt.is_some() { hits.prompt_tokens } else { Tokens(facts.body.len() as u64 / 4) };
+        let routing = self.gate.routing();
+        let fields = &self.client.head().headers;
+        let profile = Arc::clone(routing.profile(&facts.model, fields));
         let request = Request {
             max_tokens: facts.max_tokens,
+            expected_tokens: self.gate.latency.expected(&facts.model),
             generates: facts.api.is_some_and(crate::api::Api::generates),
             is_stream: facts.is_stream,
+            answers: facts.asks.answers,
+            skips_cache: facts.asks.skips_cache,
+            grammar: facts.asks.grammar,
+            adapter: adapter(&fleet, &facts.model),
+            session: routing.session(fields),
+            head: facts.prompt.as_ref().and_then(|prompt| prompt.chains.first()?.blocks.first().copied()),
             pinned: facts.pinned,
             excluded: tried,
             ..Request::new(&facts.model, prompt)
@@ -94,15 +95,15 @@ impl Exchange {
         let marks = marks(facts, &hits);
         let is_shown = self.is_explained();
         let detail = if is_shown { Detail::Rows } else { Detail::Off };
-        let query = Query {
-            fleet: &fleet,
-            request: &request,
-            hits: &hits,
-            marks: marks.as_ref(),
-            rank: self.asked_rank(),
-            now: started,
-        };
-        let decision = plan(&self.gate, &query, &mut self.rng, detail);
+        let (fleet, request, hits, marks_seen) = (&*fleet, &request, &hits, marks.as_ref());
+        let query = Query { fleet, request, hits, marks: marks_seen, rank: self.asked_rank(), now: started };
+        let before = self.rng.clone();
+        let (decision, source) = DESK.with_borrow_mut(|desk| {
+            let decision = plan(&self.gate, &profile, &query, &mut self.rng, detail, desk);
+            let when = (crate::runtime::unix_ms(), self.note.attempts + 1);
+            let source = Shown::keep(when, &query, desk, before, profile, decision.clone());
+            (decision, source)
+        });
         let ended = now();
         self.gate.metrics.stage(Stage::Plan, ended.since(started));
         self.overran(ended.since(started));
@@ -113,7 +114,6 @@ impl Exchange {
         if is_shown {
             self.shown = shown(&decision);
         }
-        let source = Shown { unix_ms: crate::runtime::unix_ms(), attempt: self.note.attempts + 1, decision };
         self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(source));
         choice
     }
@@ -165,23 +165,29 @@ fn marks(facts: &Facts, hits: &Hits) -> Option<Marks> {
     Some(Marks::of(&chain.blocks, block_tokens))
 }
 
-fn plan(gate: &Gate, query: &Query<'_>, rng: &mut Rng, detail: Detail) -> Decision {
-    DESK.with_borrow_mut(|desk| {
-        if !gate.safe_mode.load(Relaxed) {
-            let planned = catch_unwind(AssertUnwindSafe(|| {
-                gate.at(Phase::Plan);
-                place(&gate.profile(), query, rng, detail, desk)
-            }));
-            if let Ok(decision) = planned {
-                return decision;
-            }
-            gate.metrics.panics.inc("plan");
-            enter_safe_mode(gate, "planner_panicked");
-            *desk = Desk::default();
+/// Hash of a model that is an adapter: what a pod must have loaded.
+fn adapter(fleet: &Fleet, model: &str) -> Option<u64> {
+    let first = fleet.by_model.get(model)?.first().and_then(|position| fleet.pods.get(*position))?;
+    let facts = first.facts.load();
+    let served = facts.served.iter().flatten().find(|served| &*served.name == model)?;
+    served.parent.as_ref().map(|_| xxhash_rust::xxh3::xxh3_64(model.as_bytes()))
+}
+
+fn plan(gate: &Gate, profile: &Profile, query: &Query<'_>, rng: &mut Rng, detail: Detail, desk: &mut Desk) -> Decision {
+    if !gate.safe_mode.load(Relaxed) {
+        let planned = catch_unwind(AssertUnwindSafe(|| {
+            gate.at(Phase::Plan);
+            place(profile, query, rng, detail, desk)
+        }));
+        if let Ok(decision) = planned {
+            return decision;
         }
-        desk.survey(None, query, 0);
-        safe_mode(desk.views(), query.request, rng)
-    })
+        gate.metrics.panics.inc("plan");
+        enter_safe_mode(gate, "planner_panicked");
+        *desk = Desk::default();
+    }
+    desk.survey(None, query, 0);
+    safe_mode(desk.views(), query.request, rng)
 }
 
 /// The pods that may serve a model: those known to, else those that have not told yet; all if no model was named.

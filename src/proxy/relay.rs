@@ -209,7 +209,7 @@ impl Exchange {
         }
         self.commit(trial);
         let head = self.client_head(head, Frame::Open)?;
-        trial.booked.tokens(scan.events());
+        trial.came(now(), scan.events());
         let is_end = conn.is_done() && scan.is_done();
         self.client.begin(head, held.freeze(), is_end).await?;
         self.gate.at(Phase::Stream);
@@ -241,7 +241,7 @@ impl Exchange {
                     gaps.observe_us(at.0 - last_at.0);
                     last_at = at;
                     let marks = scan.feed(&piece);
-                    trial.booked.tokens(marks.events);
+                    trial.came(at, marks.events);
                     if conn.is_done() && scan.is_done() {
                         self.client.last(piece).await?;
                     } else {

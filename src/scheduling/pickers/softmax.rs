@@ -37,7 +37,7 @@ impl Picker for Softmax {
             (least.min(offer.cost), most.max(offer.cost))
         });
         let temperature = if self.0.temperature.is_finite() { self.0.temperature.max(1e-6) } else { 1e-6 };
-        let scale = 1.0 / ((most - least).max(f64::MIN_POSITIVE) * temperature);
+        let scale = 1.0 / ((most - least).max(1e-100) * temperature);
         let weight = |offer: &Offer| (-(offer.cost - least) * scale).exp();
         let mut left = rng.unit() * offers.iter().map(weight).sum::<f64>();
         let drawn = offers.iter().position(|offer| {
