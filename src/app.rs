@@ -27,6 +27,12 @@ use crate::runtime::now;
 
 pub use setup::workers_default;
 
+/// Time for telling the clients of requests that are cut.
+const CUT_WITHIN: Duration = Duration::from_secs(2);
+
+/// Time for the last access lines at a stop. It runs out only if requests were cut, since these hold the log.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
+
 /// Why the gate did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -127,13 +133,23 @@ impl App {
         self.close(rules.drain_max);
     }
 
+    /// Waits until the workers have ended, at most until then.
+    fn wait(&self, until: Mono) {
+        while !self.workers.is_ended() && now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Stops accepting at once and ends when the requests have, within `limit`.
-    pub fn close(self, limit: Duration) {
+    pub fn close(mut self, limit: Duration) {
         self.readiness.drain();
         self.workers.close();
         let until = now().after(limit);
-        while !self.workers.is_ended() && now() < until {
-            std::thread::sleep(Duration::from_millis(10));
+        self.wait(until);
+        if !self.workers.is_ended() {
+            tracing::warn!("the time for running requests is over; what still runs is cut");
+            self.gate.cut_off();
+            self.wait(now().after(CUT_WITHIN));
         }
         self.stop.send_replace(true);
         if self.control.join().is_err() {
@@ -141,7 +157,10 @@ impl App {
         }
         self.admin.stop();
         drop(self.gate);
-        drop(self.writer);
+        // With all requests ended nobody holds the log any more, and its writer ends after the lines it has.
+        if !self.writer.join_within(LAST_LINES_WITHIN) {
+            tracing::warn!("the last access lines may be missing");
+        }
     }
 }
 

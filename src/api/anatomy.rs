@@ -181,23 +181,31 @@ impl BadBody {
 impl<'a> Anatomy<'a> {
     /// Reads a body in one pass. A leading UTF-8 byte order mark is skipped, as Python does.
     pub fn read(api: Api, body: &'a [u8]) -> Result<Self, BadBody> {
-        if simdutf8::basic::from_utf8(body).is_err() {
+        let mut scan = Scan::new(body);
+        let read = Self::scanned(api, &mut scan);
+        // Only strings may hold other than ASCII, and the scan has seen whether any does.
+        if (read.is_err() || !scan.is_ascii) && simdutf8::basic::from_utf8(body).is_err() {
             let at = std::str::from_utf8(body).map_or_else(|error| error.valid_up_to(), str::len);
             return Err(BadBody::Utf8 { at });
         }
-        let mut scan = Scan { bytes: body, at: if body.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 } };
+        read
+    }
+
+    fn scanned(api: Api, scan: &mut Scan<'a>) -> Result<Self, BadBody> {
+        let body = scan.bytes;
+        scan.at = if body.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
         scan.space();
         match scan.peek() {
             None => return Err(BadBody::Missing),
             Some(b'{') => scan.at += 1,
             Some(_) => {
                 scan.value(0).map_err(|fault| BadBody::from_fault(fault, body))?;
-                return Err(end_of_body(&mut scan).map_or_else(|bad| bad, |()| BadBody::NotObject));
+                return Err(end_of_body(scan).map_or_else(|bad| bad, |()| BadBody::NotObject));
             }
         }
         let mut anatomy = Self::empty(api, scan.at);
-        anatomy.read_members(&mut scan)?;
-        end_of_body(&mut scan)?;
+        anatomy.read_members(scan)?;
+        end_of_body(scan)?;
         anatomy.settle();
         Ok(anatomy)
     }

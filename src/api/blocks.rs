@@ -45,12 +45,14 @@ pub(super) struct Closed {
     pub(super) end: usize,
     /// Does it hold an escape?
     pub(super) has_escape: bool,
+    /// With `CHECKED`: are it and what its last block holds behind it ASCII? Else true.
+    pub(super) is_ascii: bool,
 }
 
 /// Finds the end of the string whose text starts at `at`. Nothing if it is not closed or, with `CHECKED`, if it holds a
 /// control byte or an escape that JSON does not know.
 pub(super) fn string_end<const CHECKED: bool>(text: &[u8], mut at: usize) -> Option<Closed> {
-    let (mut carry, mut all_escapes) = (0, 0);
+    let (mut carry, mut all_escapes, mut high) = (0, 0, u8x16::ZERO);
     loop {
         let rest = text.get(at..)?;
         let mut padded = [0; STEP];
@@ -67,6 +69,7 @@ pub(super) fn string_end<const CHECKED: bool>(text: &[u8], mut at: usize) -> Opt
         let inside = (quotes & quotes.wrapping_neg()).wrapping_sub(1);
         all_escapes |= escaped & inside;
         if CHECKED {
+            high = block.as_chunks::<16>().0.iter().fold(high, |high, part| high | u8x16::new(*part));
             let unknown = if escaped & inside == 0 {
                 0
             } else {
@@ -78,7 +81,7 @@ pub(super) fn string_end<const CHECKED: bool>(text: &[u8], mut at: usize) -> Opt
         }
         if quotes != 0 {
             let end = at + quotes.trailing_zeros() as usize + 1;
-            return Some(Closed { end, has_escape: all_escapes != 0 });
+            return Some(Closed { end, has_escape: all_escapes != 0, is_ascii: high.to_bitmask() == 0 });
         }
         at += STEP;
     }
@@ -109,11 +112,11 @@ mod tests {
     use crate::base::Rng;
 
     /// The same, byte by byte.
-    fn slowly(text: &[u8], checked: bool) -> Option<Closed> {
+    fn slowly(text: &[u8], checked: bool) -> Option<(usize, bool)> {
         let (mut at, mut has_escape) = (0, false);
         loop {
             match *text.get(at)? {
-                b'"' => return Some(Closed { end: at + 1, has_escape }),
+                b'"' => return Some((at + 1, has_escape)),
                 b'\\' => {
                     has_escape = true;
                     let good = match text.get(at + 1) {
@@ -140,8 +143,12 @@ mod tests {
             let length = rng.below(200) as usize;
             let mut text: Vec<u8> = (0..length).map(|_| alphabet[rng.below(alphabet.len() as u64) as usize]).collect();
             text.extend_from_slice(b"\"tail\\");
-            assert_eq!(string_end::<true>(&text, 0), slowly(&text, true), "{text:?}");
-            assert_eq!(string_end::<false>(&text, 0), slowly(&text, false), "{text:?}");
+            let seen = |closed: Option<Closed>| closed.map(|closed| (closed.end, closed.has_escape));
+            let checked = string_end::<true>(&text, 0);
+            assert_eq!(seen(checked), slowly(&text, true), "{text:?}");
+            assert_eq!(seen(string_end::<false>(&text, 0)), slowly(&text, false), "{text:?}");
+            let is_ascii = checked.is_none_or(|closed| !closed.is_ascii || text[..closed.end].is_ascii());
+            assert!(is_ascii && (!text.is_ascii() || checked.is_none_or(|closed| closed.is_ascii)), "{text:?}");
         }
     }
 }

@@ -141,15 +141,35 @@ fn unicode(escape: &[u8]) -> (usize, [u8; 4], usize) {
 
 /// Decodes the text of a string, given between its quotes, behind what the buffer holds.
 pub fn decode(raw: &[u8], buffer: &mut Buffer, out: &mut impl Drain) {
-    let mut rest = raw;
+    run::<false>(raw, buffer, out);
+}
+
+/// Decodes the text of a string up to its closing quote, behind what the buffer holds. Returns the offset just behind the
+/// quote; the end of the text if there is none.
+pub fn decode_to_quote(text: &[u8], buffer: &mut Buffer, out: &mut impl Drain) -> usize {
+    run::<true>(text, buffer, out)
+}
+
+/// Offset of the next backslash or, with `QUOTED`, quote; the length of the text if there is none.
+fn plain_len<const QUOTED: bool>(text: &[u8]) -> usize {
+    let found = if QUOTED { memchr::memchr2(b'\\', b'"', text) } else { memchr::memchr(b'\\', text) };
+    found.unwrap_or(text.len())
+}
+
+fn run<const QUOTED: bool>(text: &[u8], buffer: &mut Buffer, out: &mut impl Drain) -> usize {
+    let mut rest = text;
     let mut clean_steps = 0;
     while let Some(window) = rest.first_chunk::<WINDOW>() {
         buffer.make_room(out);
         let Some(block) = window.first_chunk::<STEP>() else { break };
-        let marks = blocks::equal(block, b'\\');
-        let used = if marks != 0 {
+        let slashes = blocks::equal(block, b'\\');
+        let quotes = if QUOTED { blocks::equal(block, b'"') } else { 0 };
+        let used = if slashes | quotes != 0 {
             clean_steps = 0;
-            step(window, marks, buffer)
+            match step(window, slashes, quotes, buffer) {
+                Step::Read(used) => used,
+                Step::Closed(used) => return text.len() - rest.len() + used,
+            }
         } else if clean_steps < 2 {
             clean_steps += 1;
             buffer.put_at(buffer.len, Some(block));
@@ -157,41 +177,57 @@ pub fn decode(raw: &[u8], buffer: &mut Buffer, out: &mut impl Drain) {
             STEP
         } else {
             clean_steps = 0;
-            let plain = memchr::memchr(b'\\', rest).unwrap_or(rest.len());
+            let plain = plain_len::<QUOTED>(rest);
             out.plain(buffer, rest.get(..plain).unwrap_or_default());
             plain
         };
         rest = rest.get(used..).unwrap_or_default();
     }
     buffer.make_room(out);
-    while let Some(found) = memchr::memchr(b'\\', rest) {
-        let (plain, escape) = rest.split_at(found);
+    loop {
+        let (plain, escape) = rest.split_at(plain_len::<QUOTED>(rest));
         buffer.push(plain, out);
-        let (used, written) = buffer.escape(buffer.len, escape);
-        buffer.len += written;
-        rest = escape.get(used..).unwrap_or_default();
+        match escape.first() {
+            None => return text.len(),
+            Some(b'"') if QUOTED => return text.len() - escape.len() + 1,
+            Some(_) => {
+                let (used, written) = buffer.escape(buffer.len, escape);
+                buffer.len += written;
+                rest = escape.get(used..).unwrap_or_default();
+            }
+        }
     }
-    buffer.push(rest, out);
 }
 
-/// Decodes a block that holds the backslashes `marks`; returns how much of the window was read.
-fn step(window: &[u8; WINDOW], marks: u64, buffer: &mut Buffer) -> usize {
-    let (mut at, mut len, mut left) = (0, buffer.len, marks);
-    while left != 0 {
-        let found = left.trailing_zeros() as usize;
+/// What one step came to: how much of the window was read, and whether that was all of the string.
+enum Step {
+    Read(usize),
+    Closed(usize),
+}
+
+/// Decodes a block that holds the backslashes and quotes marked.
+#[inline]
+fn step(window: &[u8; WINDOW], slashes: u64, quotes: u64, buffer: &mut Buffer) -> Step {
+    let (mut at, mut len, mut ahead) = (0, buffer.len, u64::MAX);
+    while at < STEP {
+        let slash = (slashes & ahead).trailing_zeros() as usize;
+        let quote = (quotes & ahead).trailing_zeros() as usize;
+        let found = slash.min(quote);
         buffer.put_at(len, window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
         len += found - at;
-        let (used, written) = buffer.escape(len, window.get(found..).unwrap_or_default());
-        (at, len) = (found + used, len + written);
-        left = if at < STEP { marks & (u64::MAX << at) } else { 0 };
-    }
-    if at < STEP {
-        buffer.put_at(len, window.get(at..).and_then(<[u8]>::first_chunk::<STEP>));
-        len += STEP - at;
-        at = STEP;
+        if found == STEP {
+            at = STEP;
+        } else if quote < slash {
+            buffer.len = len;
+            return Step::Closed(quote + 1);
+        } else {
+            let (used, written) = buffer.escape(len, window.get(found..).unwrap_or_default());
+            (at, len) = (found + used, len + written);
+            ahead = if at < STEP { u64::MAX << at } else { 0 };
+        }
     }
     buffer.len = len;
-    at
+    Step::Read(at)
 }
 
 fn hex4(digits: Option<&[u8]>) -> Option<u32> {
@@ -204,7 +240,7 @@ fn hex4(digits: Option<&[u8]>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-    use super::super::json::decode_into;
+    use super::super::json::{Sink as _, decode_into};
     use crate::base::Rng;
 
     /// JSON text of random strings decodes to what serde reads, at every length and place of escapes.
@@ -236,6 +272,15 @@ mod tests {
             let mut decoded = Vec::new();
             decode_into(raw.as_bytes(), &mut decoded);
             assert_eq!(String::from_utf8(decoded).unwrap(), expected, "round {round}");
+            for behind in ["\"", "\",\"more\\\":1}", &format!("\"{}", "\\\"x".repeat(100))] {
+                let mut decoded = Vec::new();
+                let end = decoded.decode_to_quote(format!("{raw}{behind}").as_bytes());
+                assert_eq!(
+                    (String::from_utf8(decoded).unwrap(), end),
+                    (expected.clone(), raw.len() + 1),
+                    "round {round}"
+                );
+            }
         }
     }
 

@@ -25,6 +25,16 @@ pub trait Sink {
         decode::decode(raw, &mut buffer, &mut out);
         out.drain(&mut buffer);
     }
+
+    /// Takes the text of a string up to its closing quote, with its escapes as written. Returns the offset just behind
+    /// that quote; the end of the text if there is none.
+    fn decode_to_quote(&mut self, text: &[u8]) -> usize {
+        let mut buffer = Buffer::default();
+        let mut out = Whole(self);
+        let end = decode::decode_to_quote(text, &mut buffer, &mut out);
+        out.drain(&mut buffer);
+        end
+    }
 }
 
 impl Sink for Vec<u8> {
@@ -100,10 +110,10 @@ pub fn for_each_object<'a>(array: &'a [u8], mut visit: impl FnMut(&'a [u8]) -> u
     }
 }
 
-impl<'a> Iterator for Members<'a> {
-    type Item = MemberView<'a>;
-
-    fn next(&mut self) -> Option<MemberView<'a>> {
+impl<'a> Members<'a> {
+    /// The next member. `take` is asked first, with the member's key and the text from its value on: it may read the value
+    /// itself and return where that ends. So long values are gone through once, not twice.
+    pub fn next_or(&mut self, take: impl FnOnce(&'a [u8], &'a [u8]) -> Option<usize>) -> Option<MemberView<'a>> {
         let start = skip_space(self.text, self.at);
         if self.text.get(start) != Some(&b'"') {
             return None;
@@ -113,19 +123,23 @@ impl<'a> Iterator for Members<'a> {
         if self.text.get(colon) != Some(&b':') {
             return None;
         }
+        let key = self.text.get(start + 1..key_end.saturating_sub(1))?;
         let value_start = skip_space(self.text, colon + 1);
-        let end = value_end(self.text, value_start);
+        let taken = take(key, self.text.get(value_start..)?);
+        let end = taken.map_or_else(|| value_end(self.text, value_start), |len| value_start + len);
         let after = skip_space(self.text, end);
         let comma = (self.text.get(after) == Some(&b',')).then_some(after);
         self.at = comma.map_or(self.text.len(), |comma| comma + 1);
         self.end = end;
-        Some(MemberView {
-            key: self.text.get(start + 1..key_end.saturating_sub(1))?,
-            value: self.text.get(value_start..end)?,
-            start,
-            value_start,
-            comma,
-        })
+        Some(MemberView { key, value: self.text.get(value_start..end)?, start, value_start, comma })
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = MemberView<'a>;
+
+    fn next(&mut self) -> Option<MemberView<'a>> {
+        self.next_or(|_, _| None)
     }
 }
 
@@ -261,16 +275,19 @@ const fn first_hit(marks: u64) -> usize {
     (marks.trailing_zeros() / 8) as usize
 }
 
-/// Offset just behind the quote of a string that ends within eight bytes, without escapes and control bytes.
-pub(super) fn short_string_end(text: &[u8], at: usize) -> Option<usize> {
-    let word = text.get(at..)?.first_chunk::<8>()?;
-    let found = first_hit(stops(u64::from_le_bytes(*word)));
-    (word.get(found) == Some(&b'"')).then_some(at + found + 1)
+/// Offset just behind the quote of a string that ends within eight bytes, without escapes and control bytes; and whether
+/// these eight bytes are ASCII.
+pub(super) fn short_string_end(text: &[u8], at: usize) -> Option<(usize, bool)> {
+    let chunk = text.get(at..)?.first_chunk::<8>()?;
+    let word = u64::from_le_bytes(*chunk);
+    let found = first_hit(stops(word));
+    (chunk.get(found) == Some(&b'"')).then_some((at + found + 1, word & 0x8080_8080_8080_8080 == 0))
 }
 
 /// Offset just behind the closing quote of the string whose text starts at `at`; the end of the text if it is cut.
 fn string_end(text: &[u8], at: usize) -> usize {
     short_string_end(text, at)
+        .map(|(end, _)| end)
         .or_else(|| blocks::string_end::<false>(text, at).map(|closed| closed.end))
         .unwrap_or(text.len())
 }

@@ -21,6 +21,8 @@ pub(super) enum Fault {
 pub(super) struct Scan<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) at: usize,
+    /// False once a string was read that holds a byte above 0x7F, or has one close behind it.
+    pub(super) is_ascii: bool,
 }
 
 /// The containers that are open: a bit per level (1 = object) and the keys seen in each.
@@ -59,6 +61,12 @@ impl Open {
             _ => return Err(Fault::TooManyKeys),
         }
         Ok(())
+    }
+}
+
+impl<'a> Scan<'a> {
+    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0, is_ascii: true }
     }
 }
 
@@ -213,13 +221,15 @@ impl Scan<'_> {
     /// A string from its opening quote; true if it holds an escape.
     pub(super) fn string(&mut self) -> Result<bool, Fault> {
         let start = self.at + 1;
-        if let Some(end) = short_string_end(self.bytes, start) {
+        if let Some((end, is_ascii)) = short_string_end(self.bytes, start) {
             self.at = end;
+            self.is_ascii &= is_ascii;
             return Ok(false);
         }
         match blocks::string_end::<true>(self.bytes, start) {
             Some(closed) => {
                 self.at = closed.end;
+                self.is_ascii &= closed.is_ascii;
                 Ok(closed.has_escape)
             }
             None => self.string_by_bytes(),
@@ -229,6 +239,7 @@ impl Scan<'_> {
     /// The same, to find out what is wrong with a string.
     #[cold]
     fn string_by_bytes(&mut self) -> Result<bool, Fault> {
+        self.is_ascii = false;
         let opening = self.at;
         let mut has_escape = false;
         loop {

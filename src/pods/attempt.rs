@@ -29,6 +29,7 @@ impl Attempt {
     /// out goes to exactly one caller.
     pub fn begin(pod: &Arc<Pod>, now: Mono, leave: Leave) -> Option<Self> {
         let ticket = pod.health.lock().admit(now, leave == Leave::Forced)?;
+        pod.asked(now);
         Some(Self { pod: Arc::clone(pod), ticket })
     }
 
@@ -40,6 +41,11 @@ impl Attempt {
     /// Whether this attempt is the half-open probe.
     pub fn is_probe(&self) -> bool {
         self.ticket.is_probe()
+    }
+
+    /// Bytes of an answer came, good or bad: the pod is alive.
+    pub fn heard(&self, now: Mono) {
+        self.pod.heard(now);
     }
 
     /// The first good byte came. Brings a pod back that was out; the end of the answer is still to be told by [`Self::end`].

@@ -170,11 +170,6 @@ impl Load {
         (f64::from(requests) * worth, tokens as f64 * worth)
     }
 
-    /// Whether nothing is held against the pod and it is awake: what needs no closer look.
-    pub fn is_calm(&self) -> bool {
-        !self.is_uneasy.load(Relaxed) && !self.is_asleep.load(Relaxed)
-    }
-
     /// When this gate last sent anything there; `None` if it never did.
     pub fn last_dispatch(&self) -> Option<Mono> {
         Some(Mono(self.last_dispatch.load(Relaxed))).filter(|at| *at > Mono::ZERO)
@@ -312,7 +307,7 @@ impl Reservation {
     }
 
     /// The request ended well.
-    pub fn served(self) {
+    pub fn served(&mut self) {
         self.pod.load.served.fetch_add(1, Relaxed);
     }
 
@@ -391,6 +386,7 @@ mod tests {
         assert_eq!(pod.load.now().context_tokens, Tokens(95));
         booking.settle(None, Some(Tokens(u64::MAX)));
         booking.served();
+        drop(booking);
         assert_eq!(pod.load.now(), LoadNow { served: 1, dispatched: 1, ..LoadNow::default() });
     }
 

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -19,6 +20,11 @@ use crate::base::{Mono, PodId};
 
 /// Scrapes that fail in a row until telemetry calls a pod dark.
 const DARK_FAILURES: u32 = 3;
+/// How long a dark pod with requests in flight may send nothing until it counts as frozen. Well above the gap of any step
+/// of an engine; a long prefill alone does not make a pod dark.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// When to look at a frozen pod again.
+const SILENCE_LOOK: Duration = Duration::from_secs(1);
 
 /// What a pod may be asked to do in disaggregated serving.
 #[derive(
@@ -79,6 +85,10 @@ pub struct Pod {
     /// What this gate has in flight there, and what else every decision looks at.
     pub load: Arc<Load>,
     tried: AtomicBool,
+    /// When the first request since the pod was last heard was sent.
+    asked: AtomicU64,
+    /// When anything last came from the pod on the data path.
+    heard: AtomicU64,
 }
 
 impl Pod {
@@ -99,6 +109,8 @@ impl Pod {
             health: Mutex::new(Health::watched(settings, Arc::clone(&load))),
             load,
             tried: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
         }
     }
 
@@ -128,6 +140,31 @@ impl Pod {
         self.load.scrape_failures.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(1))).ok();
     }
 
+    /// A request is being sent to the pod.
+    pub fn asked(&self, now: Mono) {
+        if self.asked.load(Relaxed) <= self.heard.load(Relaxed) {
+            self.asked.store(now.0, Relaxed);
+        }
+    }
+
+    /// Bytes of an answer came from the pod.
+    pub fn heard(&self, now: Mono) {
+        self.heard.store(now.0, Relaxed);
+    }
+
+    /// Whether requests are in flight there and nothing has come since the oldest of them was sent, for too long.
+    fn is_silent(&self, now: Mono) -> bool {
+        let asked = Mono(self.asked.load(Relaxed));
+        self.load.now().requests > 0 && asked.0 > self.heard.load(Relaxed) && now.since(asked) > SILENCE_MAX
+    }
+
+    /// Whether nothing is held against the pod and it is awake: what needs no closer look.
+    pub fn is_calm(&self, now: Mono) -> bool {
+        let is_dark = self.load.scrape_failures.load(Relaxed) >= DARK_FAILURES;
+        let is_held = self.load.is_uneasy.load(Relaxed) || self.load.is_asleep.load(Relaxed);
+        !(is_held || is_dark && self.is_silent(now))
+    }
+
     /// Telemetry had its first contact, good or bad. The gate is ready when every pod had one.
     pub fn tried(&self) {
         self.tried.store(true, Relaxed);
@@ -152,10 +189,15 @@ impl Pod {
         if !self.load.is_uneasy.load(Relaxed) { Standing::Ready } else { self.health.lock().standing(now) }
     }
 
-    /// What the fleet's rules look at.
+    /// What the fleet's rules look at. A pod that answers neither telemetry nor its requests is frozen: it looks idle, and
+    /// would draw all traffic, so it counts as ejected until one of the two answers.
     pub fn sign(&self, now: Mono) -> Sign {
         let (is_asleep, is_dark) =
             (self.load.is_asleep.load(Relaxed), self.load.scrape_failures.load(Relaxed) >= DARK_FAILURES);
+        if is_dark && self.is_silent(now) {
+            let standing = Standing::Ejected(now.after(SILENCE_LOOK));
+            return Sign { standing, busy_until: None, is_asleep, is_dark };
+        }
         if !self.load.is_uneasy.load(Relaxed) {
             return Sign { standing: Standing::Ready, busy_until: None, is_asleep, is_dark };
         }
@@ -177,6 +219,30 @@ pub(super) mod tests {
 
     pub(in super::super) fn pod(number: u32) -> Arc<Pod> {
         Arc::new(Pod::new(PodId(number), spec(number)))
+    }
+
+    #[test]
+    fn a_pod_that_answers_neither_telemetry_nor_requests_is_out_until_one_answers() {
+        let pod = pod(1);
+        let at = |seconds: u64| Mono(100_000_000 + seconds * 1_000_000);
+        let is_out = |seconds| matches!(pod.sign(at(seconds)).standing, Standing::Ejected(_));
+        pod.asked(at(0));
+        pod.heard(at(1));
+        let booking = super::super::Reservation::book(Arc::clone(&pod), crate::base::Tokens(9), crate::base::Tokens(9));
+        pod.asked(at(2));
+        pod.asked(at(9));
+        assert!(!is_out(20), "silence alone is a long prefill");
+        (0..3).for_each(|_| pod.unreached());
+        assert!(!is_out(4) && is_out(6), "counted from the oldest request without an answer");
+        pod.heard(at(7));
+        assert!(!is_out(30), "telemetry alone says nothing about serving");
+        pod.asked(at(31));
+        assert!(is_out(40));
+        pod.reached();
+        assert!(!is_out(40));
+        (0..3).for_each(|_| pod.unreached());
+        drop(booking);
+        assert!(!is_out(40), "without requests nothing is known");
     }
 
     #[test]

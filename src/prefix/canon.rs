@@ -93,14 +93,21 @@ fn conversations(anatomy: &Anatomy<'_>, messages: &[u8], writer: &mut Writer) {
     }
 }
 
-/// Writes the message that `item` begins with and returns its length in the body.
+/// Writes the message that `item` begins with and returns its length in the body. A content that is a string and comes
+/// after the role, as every client sends it, is written while it is read.
 fn message_of(item: &[u8], writer: &mut Writer) -> usize {
-    let (mut role, mut content): (&[u8], &[u8]) = (b"\"\"", b"null");
+    let (mut role, mut content): (Option<&[u8]>, &[u8]) = (None, b"null");
     let mut rest = [None; REST.len()];
+    let mut is_written = false;
     let mut members = json::members(item);
-    for member in members.by_ref() {
+    while let Some(member) = members.next_or(|key, value| {
+        let text = value.strip_prefix(b"\"").filter(|_| key == b"content" && !is_written)?;
+        begin_message(role?, writer);
+        is_written = true;
+        Some(1 + writer.decode_to_quote(text))
+    }) {
         match member.key {
-            b"role" => role = member.value,
+            b"role" => role = Some(member.value),
             b"content" => content = member.value,
             key => {
                 let known = REST.iter().position(|name| name.as_bytes() == key);
@@ -110,7 +117,9 @@ fn message_of(item: &[u8], writer: &mut Writer) -> usize {
             }
         }
     }
-    message(role, content, writer);
+    if !is_written {
+        message(role.unwrap_or(b"\"\""), content, writer);
+    }
     for (name, value) in REST.iter().zip(rest) {
         if let Some(value) = value.filter(|value| !is_empty(value)) {
             writer.mark(b'r');
@@ -121,10 +130,14 @@ fn message_of(item: &[u8], writer: &mut Writer) -> usize {
     members.finish()
 }
 
-fn message(role: &[u8], content: &[u8], writer: &mut Writer) {
+fn begin_message(role: &[u8], writer: &mut Writer) {
     writer.mark(b'm');
     plain(role, writer);
     writer.mark(b'c');
+}
+
+fn message(role: &[u8], content: &[u8], writer: &mut Writer) {
+    begin_message(role, writer);
     if is_string(content) {
         return plain(content, writer);
     }

@@ -154,6 +154,11 @@ impl crate::api::json::Sink for Writer {
         self.ids_only = false;
         decode::decode(raw, &mut self.buffer, &mut self.hasher);
     }
+
+    fn decode_to_quote(&mut self, text: &[u8]) -> usize {
+        self.ids_only = false;
+        decode::decode_to_quote(text, &mut self.buffer, &mut self.hasher)
+    }
 }
 
 /// Hashes whole blocks and chains the hashes.

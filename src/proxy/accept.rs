@@ -189,7 +189,7 @@ impl Worker {
             Bytes::new()
         };
         let is_http2 = ahead.as_ref() == PREFACE;
-        let stream = GuardedStream::new(io, peer, ahead, is_http2, rules.head)?;
+        let stream = GuardedStream::new(io, peer, ahead, is_http2, rules.head, rules.write_timeout)?;
         let app = if is_http2 { self.h2_app } else { self.app };
         Service::<GateApp>::handle_event(Box::new(stream), app, self.shutdown).await;
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 
-use super::client::{Client, Lost};
+use super::client::{Client, Left, Lost};
 use super::frame;
 use super::gate::{Gate, Phase};
 use super::guards::Ticket;
@@ -28,6 +28,15 @@ pub(super) enum End {
 impl From<Fault> for End {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
+    }
+}
+
+impl From<Left> for End {
+    fn from(left: Left) -> Self {
+        match left {
+            Left::Gone => Self::Lost(Lost::Gone),
+            Left::Cutoff => Self::Fault(Fault::ShuttingDown),
+        }
     }
 }
 

@@ -18,9 +18,10 @@ use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, Re
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
+use tokio::sync::watch;
 
 use super::affinity::Affinity;
-use super::client::Client;
+use super::client::{Client, Stop};
 use super::exchange::Exchange;
 use super::guard::{Conn, conn_of};
 use super::guards::Guards;
@@ -91,6 +92,7 @@ pub struct Gate {
     routing: ArcSwap<Routing>,
     credential: Mutex<Option<Arc<Secret>>>,
     drawn: AtomicU64,
+    cutoff: watch::Sender<bool>,
 }
 
 /// Parts of a [`Gate`].
@@ -138,6 +140,7 @@ impl Gate {
             routing: ArcSwap::from_pointee(routing),
             credential: Mutex::new(None),
             drawn: AtomicU64::new(seed),
+            cutoff: watch::Sender::new(false),
         })
     }
 
@@ -182,6 +185,11 @@ impl Gate {
         crate::base::Rng::new(self.drawn.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed)).bits()
     }
 
+    /// Ends what still runs: streams with an error event, the rest with a refusal or a cut.
+    pub fn cut_off(&self) {
+        self.cutoff.send_replace(true);
+    }
+
     /// Tells a fault test where a request is.
     pub fn at(&self, phase: Phase) {
         if let Some(hook) = &self.hook {
@@ -223,26 +231,24 @@ impl HttpServerApp for GateApp {
     ) -> Option<ReusedHttpStream> {
         let conn = conn_of(&session)?;
         let rules = self.gate.rules();
+        let stop = Stop { leaving: shutdown.clone(), cutoff: self.gate.cutoff.subscribe() };
         let is_short = self.gate.memory.stage() >= Stage::CloseIdle;
         match read_head(&mut session, &conn, &rules, is_short, shutdown).await {
             Ok(true) => {}
             Ok(false) => return None,
             Err(fault) => {
-                let client = Client::new(session, conn, rules.write_timeout);
+                let client = Client::new(session, conn, rules.write_timeout, stop);
                 Exchange::refuse_head(&self.gate, client, fault).await;
                 return None;
             }
         }
-        if *shutdown.borrow() {
-            session.set_keepalive(None);
-        }
-        let client = Client::new(session, Arc::clone(&conn), rules.write_timeout);
+        let client = Client::new(session, Arc::clone(&conn), rules.write_timeout, stop);
         let mut exchange = Exchange::new(Arc::clone(&self.gate), rules, client);
         if catch(exchange.run()).await.is_err() {
             exchange.panicked().await;
         }
         let client = exchange.finish();
-        if !client.is_ended() {
+        if !client.is_ended() || client.is_cut() {
             return None;
         }
         let session = client.into_session();
@@ -312,6 +318,8 @@ async fn read_head(
         return Err(Fault::Lint(violation));
     }
     match read {
+        // Pingora's own timer may ring before ours.
+        Ok(false) if conn.head_started().is_some() => Err(Fault::HeadTimeout),
         Ok(has_request) => Ok(has_request),
         Err(error) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Fault::BadHttp),
         Err(_) => Ok(false),

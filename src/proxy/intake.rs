@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header;
+use parking_lot::Mutex;
 
 use super::asks::Asks;
 use super::exchange::{End, Exchange};
@@ -21,6 +22,42 @@ use crate::runtime::now;
 /// Bodies up to this size are taken even when memory is getting short.
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
 
+/// Of a body, hashed from each end for its name; its middle enters by the prompt's hash, where there is a prompt.
+const KEY_END_BYTES: usize = 8 * 1024;
+
+/// The body as it goes to pods. Released when no other pod can be tried, so that a long answer does not hold its prompt.
+#[derive(Debug)]
+pub(super) struct Body {
+    bytes: Mutex<Bytes>,
+    len: usize,
+}
+
+impl Body {
+    fn new(bytes: Bytes) -> Self {
+        Self { len: bytes.len(), bytes: Mutex::new(bytes) }
+    }
+
+    /// The bytes; none after [`Body::release`].
+    pub(super) fn bytes(&self) -> Bytes {
+        self.bytes.lock().clone()
+    }
+
+    /// Its length, also after it was released.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there was no body.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets the bytes.
+    pub(super) fn release(&self) {
+        *self.bytes.lock() = Bytes::new();
+    }
+}
+
 /// What the gate knows of a request once its body is read.
 #[derive(Debug)]
 pub(super) struct Facts {
@@ -32,8 +69,9 @@ pub(super) struct Facts {
     pub(super) max_tokens: Option<Tokens>,
     /// What it asks of the engine beside tokens.
     pub(super) asks: Asks,
-    /// The body as it goes to pods.
-    pub(super) body: Bytes,
+    pub(super) body: Body,
+    /// Hash of the body for the poison guard.
+    pub(super) body_hash: u64,
     /// Prompt blocks; `None` where there is no prompt.
     pub(super) prompt: Option<Fingerprint>,
     /// The pod that must have it, if it is there.
@@ -43,14 +81,15 @@ pub(super) struct Facts {
 
 impl Facts {
     /// A request that is passed on unread.
-    pub(super) fn opaque(body: Bytes, pinned: Option<PodId>) -> Self {
+    pub(super) fn opaque(body: Bytes, pinned: Option<PodId>, secret: u64) -> Self {
         Self {
+            body_hash: body_hash(&body, None, secret),
             api: None,
             model: "".into(),
             is_stream: false,
             max_tokens: None,
             asks: Asks::default(),
-            body,
+            body: Body::new(body),
             prompt: None,
             pinned,
             caller: Caller::open(Trust::Open),
@@ -58,10 +97,21 @@ impl Facts {
     }
 
     /// Name of the body for the poison guard.
-    pub(super) fn body_key(&self, secret: u64) -> BodyKey {
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&self.body, secret);
-        BodyKey { tenant: Arc::clone(&self.caller.tenant), hash }
+    pub(super) fn body_key(&self) -> BodyKey {
+        BodyKey { tenant: Arc::clone(&self.caller.tenant), hash: self.body_hash }
     }
+}
+
+/// Equal for equal bodies; different, up to collisions, for bodies that differ at an end, in length, or in a whole block of
+/// their prompt. Without a prompt all bytes count.
+fn body_hash(body: &[u8], prompt: Option<&Fingerprint>, secret: u64) -> u64 {
+    let hash = |bytes: &[u8], seed| xxhash_rust::xxh3::xxh3_64_with_seed(bytes, seed);
+    let Some(prompt) = prompt.filter(|_| body.len() > 2 * KEY_END_BYTES) else { return hash(body, secret) };
+    let blocks = prompt.chains.iter().filter_map(|chain| chain.blocks.last());
+    let middle = blocks.fold(body.len() as u64, |all, block| all.rotate_left(7) ^ block);
+    let (first, rest) = body.split_at(KEY_END_BYTES);
+    let last = rest.get(rest.len().saturating_sub(KEY_END_BYTES)..).unwrap_or_default();
+    hash(last, hash(first, secret ^ middle))
 }
 
 impl Exchange {
@@ -71,8 +121,10 @@ impl Exchange {
         self.gate.at(Phase::Body);
         let facts = match api {
             Some(api) => self.facts(api, &body)?,
-            None => self.facts_of_allowed(body),
+            None => self.facts_of_allowed(&body),
         };
+        // If members were changed there are two of it.
+        drop(body);
         if !facts.model.is_empty() {
             self.note.model = Some(ModelName::clone(&facts.model));
             self.in_flight.assign(self.gate.metrics.model(&facts.model));
@@ -91,7 +143,7 @@ impl Exchange {
             Reason::BodyTooLarge => Fault::BodyTooLarge(self.rules.memory_bytes_max),
             reason => Fault::Full(reason.as_str()),
         })?;
-        let key = || facts.body_key(self.gate.prefix_secret);
+        let key = || facts.body_key();
         if self.gate.guards.poisoned(now(), key).is_some() {
             return Err(Fault::Poisoned.into());
         }
@@ -156,13 +208,15 @@ impl Exchange {
             Fingerprint::of(api, &anatomy, &seed)
         });
         self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
+        let body = splice(body, &anatomy, &edits);
         Ok(Facts {
+            body_hash: body_hash(&body, prompt.as_ref(), self.gate.prefix_secret),
             api: Some(api),
             is_stream: anatomy.stream,
             max_tokens: anatomy.max_tokens.map(Tokens),
             asks: Asks::of(&anatomy),
             pinned: anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id)),
-            body: splice(body, &anatomy, &edits),
+            body: Body::new(body),
             model,
             prompt,
             caller,
@@ -170,12 +224,12 @@ impl Exchange {
     }
 
     /// A path the operator opened: any pod of the model, if the body is JSON and names one.
-    fn facts_of_allowed(&self, body: Bytes) -> Facts {
-        let asked = Anatomy::read(Api::Invocations, &body)
+    fn facts_of_allowed(&self, body: &Bytes) -> Facts {
+        let asked = Anatomy::read(Api::Invocations, body)
             .ok()
             .and_then(|anatomy| anatomy.model.map(std::borrow::Cow::into_owned));
         let model = asked.and_then(|asked| self.model(Some(&asked), &self.gate.table.fleet()).ok());
-        let mut facts = Facts::opaque(body, None);
+        let mut facts = Facts::opaque(Bytes::clone(body), None, self.gate.prefix_secret);
         if let Some((model, false)) = model {
             facts.model = model;
         }

@@ -1,11 +1,13 @@
-//! Byte-level lint of a raw HTTP/1 request head, fed as it arrives from the socket.
+//! Byte-level lint of a raw HTTP/1 request, fed as it arrives from the socket: its head, and of a chunked body the framing.
 //!
 //! The HTTP parser behind us forgives what another parser on the way may read differently: bare LF line ends, a bare CR,
 //! control bytes, blanks in the request target. A gate must not forward what two parsers can disagree on (RFC 9112
 //! sections 2.2, 3 and 5.1), so these end the connection before anything is parsed. Sizes are bounded here as well,
 //! since no filter runs before the head is complete. Pure: bytes in, verdict out.
 
-/// Why a head was refused. Names are metric labels.
+use super::chunks::ChunkLint;
+
+/// Why a request was refused. Names are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Violation {
@@ -25,6 +27,8 @@ pub enum Violation {
     HeadTooLarge,
     /// More field lines than the limit.
     TooManyFields,
+    /// Sizes, line ends, extensions or trailers of a chunked body are not as they should be.
+    Chunk,
 }
 
 impl Violation {
@@ -39,6 +43,7 @@ impl Violation {
             Self::FieldName => "field_name",
             Self::HeadTooLarge => "head_too_large",
             Self::TooManyFields => "too_many_fields",
+            Self::Chunk => "chunk",
         }
     }
 
@@ -53,6 +58,7 @@ impl Violation {
             6 => Self::FieldName,
             7 => Self::HeadTooLarge,
             8 => Self::TooManyFields,
+            9 => Self::Chunk,
             _ => return None,
         })
     }
@@ -91,16 +97,23 @@ pub struct HeadLint {
     at: At,
     bytes: usize,
     fields: usize,
+    /// Letters of [`CODING`] that the name being read begins with; `None` if it differs.
+    matched: Option<usize>,
+    /// The head has a `Transfer-Encoding`. One that is not `chunked` is refused by the frame check.
+    is_coded: bool,
+    chunks: ChunkLint,
     limits: HeadLimits,
 }
+
+const CODING: &[u8] = b"transfer-encoding";
 
 impl HeadLint {
     /// A lint that waits for the first byte of a head.
     pub const fn new(limits: HeadLimits) -> Self {
-        Self { at: At::Start, bytes: 0, fields: 0, limits }
+        Self { at: At::Start, bytes: 0, fields: 0, matched: None, is_coded: false, chunks: ChunkLint::new(), limits }
     }
 
-    /// Whether the head has ended; later bytes are body and pass.
+    /// Whether the head has ended; later bytes are body.
     pub fn is_done(&self) -> bool {
         self.at == At::Done
     }
@@ -115,12 +128,15 @@ impl HeadLint {
         *self = Self::new(self.limits);
     }
 
-    /// Looks at the next bytes from the socket. Bytes after the end of the head are not looked at.
+    /// Looks at the next bytes from the socket. Of bytes after the end of the head, only chunked framing is looked at.
     pub fn feed(&mut self, chunk: &[u8]) -> Result<(), Violation> {
-        for &byte in chunk {
+        let mut rest = chunk;
+        while let Some((&byte, behind)) = rest.split_first() {
             if self.at == At::Done {
-                return Ok(());
+                let is_good = !self.is_coded || self.chunks.feed(rest).is_ok();
+                return if is_good { Ok(()) } else { Err(Violation::Chunk) };
             }
+            rest = behind;
             self.bytes += 1;
             if self.bytes > self.limits.head_bytes_max {
                 return Err(Violation::HeadTooLarge);
@@ -156,9 +172,10 @@ impl HeadLint {
                     if self.fields > self.limits.fields_max {
                         return Err(Violation::TooManyFields);
                     }
-                    if matches!(byte, b' ' | b'\t') { Err(Violation::Folding) } else { Self::name(byte, true) }
+                    self.matched = Some(0);
+                    if matches!(byte, b' ' | b'\t') { Err(Violation::Folding) } else { self.name(byte, true) }
                 }
-                At::Name => Self::name(byte, false),
+                At::Name => self.name(byte, false),
                 _ if (byte < 0x20 && byte != b'\t') || byte == 0x7F => Err(Violation::Control),
                 _ => Ok(At::Value),
             },
@@ -175,10 +192,13 @@ impl HeadLint {
         }
     }
 
-    const fn name(byte: u8, first: bool) -> Result<At, Violation> {
+    fn name(&mut self, byte: u8, first: bool) -> Result<At, Violation> {
         if is_token(byte) {
+            let fits = |at: &usize| CODING.get(*at) == Some(&byte.to_ascii_lowercase());
+            self.matched = self.matched.filter(fits).map(|at| at + 1);
             Ok(At::Name)
         } else if byte == b':' && !first {
+            self.is_coded |= self.matched == Some(CODING.len());
             Ok(At::Value)
         } else {
             Err(Violation::FieldName)
@@ -237,6 +257,16 @@ mod tests {
         check(b"GET / HTTP/1.1\r\nHost\r\n\r\n", Err(Violation::FieldName));
         check(b"GET / HTTP/1.1\r\nA:1\r\nB:1\r\nC:1\r\nD:1\r\nE:1\r\n\r\n", Err(Violation::TooManyFields));
         check(&[b"GET /".as_slice(), &[b'a'; 300]].concat(), Err(Violation::HeadTooLarge));
+    }
+
+    #[test]
+    fn framing_of_a_chunked_body_is_looked_at_and_no_other() {
+        let with =
+            |field: &str, body: &str| format!("POST / HTTP/1.1\r\nA: b\r\n{field}: chunked\r\n\r\n{body}").into_bytes();
+        check(&with("Transfer-Encoding", "2;x=y\r\nok\r\n0\r\n\r\nGET"), Ok(true));
+        check(&with("transfer-ENCODING", "2;x\ny\r\nok\r\n0\r\n\r\n"), Err(Violation::Chunk));
+        check(&with("Transfer-Encodings", "2;x\ny\r\n"), Ok(true));
+        check(&with("X-Transfer-Encoding", "2;x\ny\r\n"), Ok(true));
     }
 
     proptest! {

@@ -10,6 +10,7 @@ pub mod accept;
 mod affinity;
 mod asks;
 mod attempt;
+mod chunks;
 mod client;
 mod exchange;
 pub mod floods;

@@ -163,7 +163,7 @@ impl Fault {
                 Row::new(431, BAD, "The request head is too large.", Cause::HeadTooLarge).closing()
             }
             Self::Lint(violation) => Row::new(400, BAD, "", Cause::BadFraming)
-                .saying(format!("The request head is malformed ({}).", violation.as_str()))
+                .saying(format!("The request is malformed ({}).", violation.as_str()))
                 .closing(),
             Self::Frame(Rule::BadMethod) => {
                 Row::new(405, BAD, Rule::BadMethod.text(), Cause::MethodNotAllowed).closing()

@@ -137,7 +137,7 @@ impl Desk {
             if !can(pod.spec.role, query.request.step) {
                 continue;
             }
-            if !pod.load.is_calm() || Some(pod.id) == query.request.pinned {
+            if !pod.is_calm(query.now) || Some(pod.id) == query.request.pinned {
                 self.views.push(view(pod, query));
                 continue;
             }
