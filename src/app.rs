@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminState, spawn_thread};
 use crate::base::Mono;
-use crate::config::{Config, Problems, ServeArgs, Watcher};
+use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
 use crate::export::AccessLog;
 use crate::export::access_log::Writer;
 use crate::observe::{ExplainRing, MetricLimits, Metrics, Readiness};
@@ -88,7 +88,7 @@ impl App {
             safe_mode: Arc::clone(&safe_mode),
             log: Box::new(move |record| log.write(record)),
             hook,
-            profile: setup::profile(&config),
+            routing: setup::routing(&config),
             rules: setup::rules(&config),
             seed: setup::seed()?,
         });
@@ -188,7 +188,7 @@ fn workers(config: &Config) -> usize {
 }
 
 fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) -> AdminState {
-    let seen = Arc::clone(gate);
+    let (seen, asked) = (Arc::clone(gate), Arc::clone(gate));
     AdminState {
         table: Arc::clone(&gate.table),
         metrics: Arc::clone(&gate.metrics),
@@ -199,6 +199,11 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
             let stats = seen.index.stats();
             metrics.index_blocks.set(stats.blocks as u64);
             metrics.index_bytes.set(stats.bytes as u64);
+        }),
+        replay: Box::new(move |id, policy| {
+            let names: Vec<_> = policy_names().collect();
+            let profile = policy_of(policy).ok_or_else(|| names.join(", "))?;
+            Ok(asked.explained_by(id, policy, &profile))
         }),
         now: now as fn() -> Mono,
         changes_from: config.admin.changes_from,

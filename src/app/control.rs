@@ -9,10 +9,11 @@ use tokio::sync::watch;
 use super::setup;
 use crate::config::{Config, POLL_INTERVAL_S, Watcher};
 use crate::discovery;
-use crate::observe::{Readiness, Secret};
+use crate::observe::{Readiness, Secret, StepTimeSeries};
 use crate::pods::Pod;
 use crate::proxy::Gate;
 use crate::runtime::{now, supervise};
+use crate::scheduling::latency::{REGIMES, Report};
 use crate::telemetry::{Credential, Event, Observer, Telemetry};
 
 const BEAT: Duration = Duration::from_secs(1);
@@ -83,6 +84,9 @@ impl Control {
             self.gate.metrics.memory_stage.set(self.gate.memory.tell(used, max) as u64);
         }
         self.publish_credential();
+        self.gate.latency.refresh(&fleet);
+        let reports = self.gate.latency.reports().into_iter().map(|(name, report)| step_time(name, &report));
+        self.gate.metrics.step_times.store(Arc::new(reports.collect()));
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
     }
@@ -106,7 +110,7 @@ impl Control {
             tracing::warn!(on = new.routing.safe_mode, "safe mode set by the configuration file");
         }
         self.gate.set_rules(setup::rules(&new));
-        self.gate.set_profile(setup::profile(&new));
+        self.gate.set_routing(setup::routing(&new));
         self.gate.table.configure(new.pods.health.clone());
         self.take_credential(&new);
         self.gate.metrics.config_reloads.inc("ok");
@@ -124,6 +128,17 @@ impl Control {
 
     fn publish_credential(&self) {
         self.gate.set_credential(self.credential.key().map(|key| Secret::new(key.as_str())));
+    }
+}
+
+/// What the latency model knows of a variant, as metrics show it.
+fn step_time(variant: Arc<str>, report: &Report) -> StepTimeSeries {
+    StepTimeSeries {
+        variant,
+        terms: report.step.terms(),
+        overhead_s: report.overhead_s,
+        seen: report.seen,
+        errors: REGIMES.into_iter().zip(report.errors).collect(),
     }
 }
 

@@ -1,13 +1,15 @@
 //! From configuration to what rooms are built with.
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use crate::api::PathRules;
 use crate::base::{ModelName, Tokens};
 use crate::config::Config;
 use crate::prefix::Limits;
-use crate::proxy::{Rules, Times};
-use crate::scheduling::Profile;
+use crate::proxy::{Routing, Rules, Selection, Times};
+use crate::scheduling::{Profile, ProfileSettings};
 
 /// Rules of the data path.
 pub(super) fn rules(config: &Config) -> Rules {
@@ -29,8 +31,25 @@ pub(super) fn rules(config: &Config) -> Rules {
 }
 
 /// How pods are chosen. Configuration was checked, so a bad profile can't get here; the default would serve in its place.
-pub(super) fn profile(config: &Config) -> Profile {
-    Profile::new(&config.routing.profile).unwrap_or_default()
+pub(super) fn routing(config: &Config) -> Routing {
+    let made = |settings: &ProfileSettings| Arc::new(Profile::new(settings).unwrap_or_default());
+    let routing = &config.routing;
+    let named: HashMap<&str, Arc<Profile>> =
+        routing.profiles.iter().map(|(name, settings)| (name.as_str(), made(settings))).collect();
+    let selections = routing.select.iter().filter_map(|one| {
+        let name = one.header.as_ref().and_then(|name| name.parse().ok());
+        Some(Selection {
+            models: one.models.iter().map(|name| config.models.upstream(name)).collect(),
+            header: name.map(|name| (name, one.value.clone())),
+            profile: Arc::clone(named.get(one.profile.as_str())?),
+        })
+    });
+    Routing {
+        profile: made(&routing.profile),
+        selections: selections.collect(),
+        session_header: routing.session_header.as_ref().and_then(|name| name.parse().ok()),
+        session_cookie: routing.session_cookie.clone(),
+    }
 }
 
 /// Whether strangers may use the gate's key for pods: it has one, and listens where others than this machine connect.

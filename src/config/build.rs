@@ -9,7 +9,6 @@ use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
 use crate::proxy::settings::{Limits, Listen, Model, Timeouts, Trust};
-use crate::scheduling::Profile;
 use crate::{admin, export, flow, observe, telemetry};
 
 /// What the configuration means. Each part is handed to its room.
@@ -64,6 +63,11 @@ impl ModelNames {
     /// The rule for a name as clients write it; `None` if nothing is configured for it.
     pub fn rule(&self, name: &str) -> Option<&Arc<ModelRule>> {
         self.0.get(name)
+    }
+
+    /// The name pods know a model by that clients call `name`.
+    pub fn upstream(&self, name: &str) -> ModelName {
+        self.rule(name).map_or_else(|| name.into(), |rule| Arc::clone(&rule.upstream))
     }
 
     /// All names and aliases with their rules.
@@ -195,8 +199,7 @@ fn sections(tree: &Tree, found: &mut Found) {
     if !(0.0..=1.0).contains(&tree.retry.budget_share) {
         found.push(("retry.budget_share".into(), "write a share from 0 to 1".into()));
     }
-    let profile = Profile::new(&tree.routing.profile).err().into_iter().flatten();
-    found.extend(profile.map(|problem| ("routing.profile".to_owned(), problem.to_string())));
+    found.extend(tree.routing.problems().into_iter().map(|(path, hint)| (format!("routing.{path}"), hint)));
     let ranges = [
         ("retry.attempts_max", u64::from(tree.retry.attempts_max), 1, 2),
         ("flow.requests_max", tree.flow.requests_max, 1, u64::MAX),

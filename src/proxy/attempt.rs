@@ -24,6 +24,7 @@ use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
 use crate::prefix::Claim;
 use crate::runtime::now;
+use crate::scheduling::Meter;
 
 /// Dead connections taken from the pool in a row before the pod itself is blamed.
 const STALE_MAX: u32 = 3;
@@ -60,7 +61,8 @@ pub(super) struct Trial<'a> {
     pub(super) pod: PodId,
     pub(super) started: Mono,
     health: Option<Attempt>,
-    pub(super) booked: Reservation,
+    booked: Reservation,
+    meter: Meter,
     claim: Option<Claim>,
     is_confirmed: bool,
 }
@@ -68,13 +70,15 @@ pub(super) struct Trial<'a> {
 impl<'a> Trial<'a> {
     fn begin(gate: &Arc<Gate>, facts: &'a Facts, choice: &Choice, health: Attempt) -> Self {
         let started = now();
-        let uncached = choice.prompt.less(choice.hit);
+        let work = choice.work(started, facts.is_stream);
+        let meter = Meter::new(&choice.pod, &work, choice.is_plain(facts));
         Self {
             facts,
             pod: choice.pod.id,
             started,
             health: Some(health),
-            booked: Reservation::book(Arc::clone(&choice.pod), choice.prompt, uncached),
+            booked: Reservation::dispatch(Arc::clone(&choice.pod), &work),
+            meter,
             claim: facts.prompt.as_ref().map(|prompt| gate.index.claim(prompt, choice.pod.id)),
             is_confirmed: false,
             gate: Arc::clone(gate),
@@ -85,10 +89,11 @@ impl<'a> Trial<'a> {
     /// health.
     pub(super) fn answered(&mut self, status: StatusCode) {
         let now = now();
-        self.booked.first_token();
+        self.booked.first_token(now);
         if status.is_server_error() {
             return;
         }
+        self.meter.first_token(now, self.booked.pod(), 0);
         if let Some(health) = &mut self.health {
             health.answered(now);
         }
@@ -97,6 +102,12 @@ impl<'a> Trial<'a> {
             self.gate.index.confirm(prompt, claim);
             self.is_confirmed = true;
         }
+    }
+
+    /// `events` of the stream came, the first of them with [`Trial::answered`].
+    pub(super) fn came(&mut self, at: Mono, events: u64) {
+        self.booked.tokens(events);
+        self.meter.events(at, self.booked.pod(), events);
     }
 
     /// Bytes of the answer came.
@@ -113,6 +124,10 @@ impl<'a> Trial<'a> {
             self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
         }
         if outcome == Outcome::Good {
+            let generates = self.facts.api.is_some_and(crate::api::Api::generates);
+            let generated = usage.filter(|_| generates).map(|usage| usage.completion_tokens);
+            let each = generated.map(|tokens| Tokens(tokens / u64::from(self.facts.asks.answers.max(1))));
+            self.gate.latency.learn(self.booked.pod(), &self.meter, &self.facts.model, each);
             self.booked.served();
             self.gate.guards.served(now(), || self.facts.body_key());
         }

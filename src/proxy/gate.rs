@@ -27,12 +27,14 @@ use super::guard::{Conn, conn_of};
 use super::guards::Guards;
 use super::memory::{Memory, Stage};
 use super::reply::Fault;
+use super::routing::Routing;
 use super::rules::Rules;
+use super::shown::Shown;
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
 use crate::prefix::Index;
 use crate::runtime::now;
-use crate::scheduling::Profile;
+use crate::scheduling::{Latency, Profile};
 
 /// Idle time of a connection while memory is short.
 const IDLE_WHEN_SHORT: Duration = Duration::from_secs(5);
@@ -83,6 +85,8 @@ pub struct Gate {
     pub table: Arc<Table>,
     /// Which pod has which prefix.
     pub index: Arc<Index>,
+    /// How long an engine step takes.
+    pub latency: Latency,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Last decisions.
@@ -102,7 +106,7 @@ pub struct Gate {
     /// Fault injection.
     pub hook: Option<Hook>,
     rules: ArcSwap<Rules>,
-    profile: ArcSwap<Profile>,
+    routing: ArcSwap<Routing>,
     credential: Mutex<Option<Arc<Secret>>>,
     drawn: AtomicU64,
     cutoff: watch::Sender<bool>,
@@ -125,7 +129,7 @@ pub struct Parts {
     /// See [`Gate::hook`].
     pub hook: Option<Hook>,
     /// How requests are placed.
-    pub profile: Profile,
+    pub routing: Routing,
     /// What the data path goes by.
     pub rules: Rules,
     /// Seed of request ids, tie-breaks and prefix hashes. Must be unpredictable in production.
@@ -135,10 +139,11 @@ pub struct Parts {
 impl Gate {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { table, index, metrics, explain, safe_mode, log, hook, profile, rules, seed } = parts;
+        let Parts { table, index, metrics, explain, safe_mode, log, hook, routing, rules, seed } = parts;
         Arc::new(Self {
             table,
             index,
+            latency: Latency::default(),
             metrics,
             explain,
             safe_mode,
@@ -149,7 +154,7 @@ impl Gate {
             memory: Memory::default(),
             hook,
             rules: ArcSwap::from_pointee(rules),
-            profile: ArcSwap::from_pointee(profile),
+            routing: ArcSwap::from_pointee(routing),
             credential: Mutex::new(None),
             drawn: AtomicU64::new(seed),
             cutoff: watch::Sender::new(false),
@@ -173,14 +178,20 @@ impl Gate {
         self.rules.store(Arc::new(rules));
     }
 
-    /// The profile now.
-    pub fn profile(&self) -> Arc<Profile> {
-        self.profile.load_full()
+    /// How requests are placed now.
+    pub fn routing(&self) -> Arc<Routing> {
+        self.routing.load_full()
     }
 
-    /// Replaces the profile for requests that come.
-    pub fn set_profile(&self, profile: Profile) {
-        self.profile.store(Arc::new(profile));
+    /// Replaces how requests that come are placed.
+    pub fn set_routing(&self, routing: Routing) {
+        self.routing.store(Arc::new(routing));
+    }
+
+    /// What `profile` would have chosen for a recent request, as JSON; `None` if the request is not known any more.
+    pub fn explained_by(&self, id: &str, policy: &str, profile: &Profile) -> Option<String> {
+        let source = self.explain.source(id)?;
+        Some(source.as_any()?.downcast_ref::<Shown>()?.by(policy, profile))
     }
 
     /// The credential for pods, if one is configured.

@@ -7,6 +7,7 @@ use http::{Method, header};
 use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 
+use super::asks::Asks;
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::memory;
@@ -70,6 +71,8 @@ pub(super) struct Facts {
     pub(super) account: ModelName,
     pub(super) is_stream: bool,
     pub(super) max_tokens: Option<Tokens>,
+    /// What it asks of the engine beside tokens.
+    pub(super) asks: Asks,
     pub(super) body: Body,
     /// Hash of the body for the poison guard.
     pub(super) body_hash: u64,
@@ -93,6 +96,7 @@ impl Facts {
             account: "".into(),
             is_stream: false,
             max_tokens: None,
+            asks: Asks::default(),
             body: Body::new(body),
             prompt: None,
             pinned,
@@ -223,6 +227,7 @@ impl Exchange {
             api: Some(api),
             is_stream: anatomy.stream,
             max_tokens: anatomy.max_tokens.map(Tokens),
+            asks: Asks::of(&anatomy),
             pinned: anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id)),
             body: Body::new(body),
             account: account_of(&model, &fleet),

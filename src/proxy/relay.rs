@@ -218,7 +218,7 @@ impl Exchange {
         }
         self.commit(facts, trial, head.status);
         let head = self.client_head(head, Frame::Open)?;
-        trial.booked.tokens(scan.events());
+        trial.came(now(), scan.events());
         self.learn_response(&scan, trial.pod);
         let mut tail = Tail::default();
         let first = tail.take(held.freeze(), boundary);
@@ -260,7 +260,7 @@ impl Exchange {
                     last_at = at;
                     trial.heard(at);
                     let marks = scan.feed(&piece);
-                    trial.booked.tokens(marks.events);
+                    trial.came(at, marks.events);
                     let whole = tail.take(piece, marks.boundary);
                     if conn.is_done() && scan.is_done() && tail.is_empty() {
                         self.client.last(whole).await?;
