@@ -83,6 +83,7 @@ impl Control {
         }
         self.publish_credential();
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
+        self.gate.index.keep(|pod| fleet.find(pod).is_some());
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
     }
 

@@ -191,6 +191,9 @@ fn sections(tree: &Tree, found: &mut Found) {
     if !(0.0..=1.0).contains(&tree.retry.budget_share) {
         found.push(("retry.budget_share".into(), "write a share from 0 to 1".into()));
     }
+    if !(0.0..=1.0).contains(&tree.prefix.tenant_share) {
+        found.push(("prefix.tenant_share".into(), "write a share from 0 to 1".into()));
+    }
     let profile = Profile::new(&tree.routing.profile).err().into_iter().flatten();
     found.extend(profile.map(|problem| ("routing.profile".to_owned(), problem.to_string())));
     let ranges = [

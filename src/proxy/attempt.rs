@@ -22,7 +22,7 @@ use crate::base::{Mono, PodId, Tokens};
 use crate::flow::{Failure, Replay, RetryClass, Setback, Verdict, classify};
 use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
-use crate::prefix::Claim;
+use crate::prefix::{Claim, Extension};
 use crate::runtime::now;
 
 /// Dead connections taken from the pool in a row before the pod itself is blamed.
@@ -63,20 +63,25 @@ pub(super) struct Trial<'a> {
     pub(super) booked: Reservation,
     claim: Option<Claim>,
     is_confirmed: bool,
+    /// What the answer adds to the prompt.
+    pub(super) extension: Option<Box<Extension>>,
 }
 
 impl<'a> Trial<'a> {
     fn begin(gate: &Arc<Gate>, facts: &'a Facts, choice: &Choice, health: Attempt) -> Self {
         let started = now();
         let uncached = choice.prompt.less(choice.hit);
+        let prompt = facts.prompt.as_ref();
+        gate.index.set_pinned(choice.pod.id, choice.pod.load.now().generated_tokens);
         Self {
             facts,
             pod: choice.pod.id,
             started,
             health: Some(health),
             booked: Reservation::book(Arc::clone(&choice.pod), choice.prompt, uncached),
-            claim: facts.prompt.as_ref().map(|prompt| gate.index.claim(prompt, choice.pod.id)),
+            claim: prompt.map(|prompt| gate.index.claim(prompt, choice.pod.id)),
             is_confirmed: false,
+            extension: facts.api.zip(prompt).and_then(|(api, prompt)| Extension::of(api, prompt)).map(Box::new),
             gate: Arc::clone(gate),
         }
     }
@@ -109,9 +114,19 @@ impl<'a> Trial<'a> {
             self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
         }
         if outcome == Outcome::Good {
+            self.answer_ended(usage);
             self.gate.guards.served(now(), || self.facts.body_key(self.gate.prefix_secret));
         }
         self.over(outcome);
+    }
+
+    /// The pod holds its answer behind the prompt.
+    fn answer_ended(&mut self, usage: Option<Usage>) {
+        let answer = self.extension.take().and_then(|extension| extension.close());
+        if let Some((answer, (prompt, claim))) = answer.zip(self.facts.prompt.as_ref().zip(self.claim)) {
+            let tokens = usage.map(|usage| Tokens(usage.prompt_tokens) + Tokens(usage.completion_tokens));
+            self.gate.index.extend(prompt, claim, &answer, tokens);
+        }
     }
 
     /// Tells the pod's health how it went.

@@ -17,7 +17,7 @@ use super::reply::Fault;
 use crate::base::{PodId, Rng, Tokens};
 use crate::observe::{ExplainSource, Stage};
 use crate::pods::{Fleet, Leave, Pod};
-use crate::prefix::Hits;
+use crate::prefix::{Fingerprint, Hits};
 use crate::runtime::now;
 use crate::scheduling::{Context, Decision, Detail, Mode, PodView, Request, Scratch, decide, safe_mode};
 
@@ -32,6 +32,7 @@ static OVERRUNS: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     static SCRATCH: RefCell<(Vec<PodView>, Scratch)> = RefCell::default();
+    static HITS: RefCell<Hits> = RefCell::default();
 }
 
 /// Where a request goes.
@@ -63,7 +64,8 @@ impl Exchange {
     pub(super) fn choose(&mut self, facts: &Facts, tried: &[PodId]) -> Result<Choice, Fault> {
         let started = now();
         let fleet = self.gate.table.fleet();
-        let hits = facts.prompt.as_ref().map(|prompt| self.gate.index.lookup(prompt)).unwrap_or_default();
+        let mut hits = HITS.take();
+        self.gate.index.lookup_into(facts.prompt.as_ref().unwrap_or(&Fingerprint::default()), &mut hits);
         let prompt = if facts.prompt.is_some() { hits.prompt_tokens } else { Tokens(facts.body.len() as u64 / 4) };
         let request = Request {
             max_tokens: facts.max_tokens,
@@ -83,6 +85,7 @@ impl Exchange {
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
         let choice = choice(&fleet, &decision, &hits, prompt);
+        HITS.set(hits);
         if is_shown {
             self.shown = shown(&decision);
         }

@@ -16,7 +16,8 @@ fn prompt(path: &[u8]) -> Fingerprint {
         })
         .collect();
     let bytes = (blocks.len() * BLOCK_BYTES) as u64;
-    Fingerprint { chains: vec![Chain { blocks, bytes }], bytes, exact_tokens: None, model: 1 }
+    let chain = Chain { blocks, bytes, ..Chain::default() };
+    Fingerprint { chains: vec![chain], bytes, model: 1, ..Fingerprint::default() }
 }
 
 /// Blocks of the prompt a pod holds; at the prior ratio a block is 64 tokens, and the last token never counts.

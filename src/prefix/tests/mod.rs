@@ -1,3 +1,4 @@
 //! Tests of the room: what makes two prompts alike, and the index on random histories.
 mod alike;
 mod history;
+mod sound;
