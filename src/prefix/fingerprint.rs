@@ -74,6 +74,12 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// A prompt of whole blocks with these hashes.
+    pub fn of(blocks: Vec<u64>) -> Self {
+        let bytes = (blocks.len() * BLOCK_BYTES) as u64;
+        Self { blocks, bytes, sections: Vec::new() }
+    }
+
     /// What kind of place the end of the first `blocks` blocks is, which need not be at the boundary exactly: it is where
     /// the next block, the first that differs, has one.
     pub fn boundary(&self, blocks: u32) -> Boundary {
@@ -146,6 +152,12 @@ impl Fingerprint {
         let mut print = writer.finish(xxh3_64(seed.model.as_bytes()), traits.joint);
         print.skips_cache = traits.skips_cache;
         print
+    }
+
+    /// Prompts whose blocks are known already, of the model whose name has this hash.
+    pub fn of_chains(chains: Vec<Chain>, model: u64) -> Self {
+        let bytes = chains.iter().map(|chain| chain.bytes).sum();
+        Self { chains, bytes, model, ..Self::default() }
     }
 
     /// Names the tenant who is charged for what this prompt takes of the index.

@@ -44,6 +44,11 @@ impl Hits {
         Tokens(self.find(pod).map_or(0, |found| found.coming))
     }
 
+    /// [`Hits::depth`] and [`Hits::coming`] at once.
+    pub fn of(&self, pod: PodId) -> (Tokens, Tokens) {
+        self.find(pod).map_or((Tokens(0), Tokens(0)), |found| (Tokens(found.hit), Tokens(found.coming)))
+    }
+
     /// Pods that hold something, with what [`Hits::depth`] and [`Hits::coming`] say of them; in no order.
     pub fn iter(&self) -> impl Iterator<Item = (PodId, Tokens, Tokens)> {
         self.found.iter().map(|found| (found.pod, Tokens(found.hit), Tokens(found.coming)))

@@ -86,9 +86,17 @@ impl Slab {
     }
 }
 
+/// A run by its first block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) run: u32,
+    /// Blocks of the run. Known here too, so that a walk can fetch the next run before this one has come from memory.
+    pub(super) len: u16,
+}
+
 /// The run that begins with a block.
 #[derive(Debug, Default)]
-pub(super) struct Heads(Vec<Map<u64, u32>>);
+pub(super) struct Heads(Vec<Map<u64, Head>>);
 
 impl Heads {
     // The map takes its bits from both ends of a hash.
@@ -96,16 +104,18 @@ impl Heads {
         (head >> 40) as usize % SHARDS
     }
 
-    pub(super) fn get(&self, head: u64) -> Option<u32> {
+    pub(super) fn get(&self, head: u64) -> Option<Head> {
         self.0.get(Self::shard(head))?.get(&head).copied()
     }
 
-    pub(super) fn set(&mut self, head: u64, run: u32) {
+    /// Enters a run, or its new length.
+    pub(super) fn set(&mut self, id: u32, run: &Run) {
         if self.0.is_empty() {
             self.0.resize_with(SHARDS, Map::default);
         }
-        if let Some(shard) = self.0.get_mut(Self::shard(head)) {
-            shard.insert(head, run);
+        let Some(head) = run.blocks.first() else { return };
+        if let Some(shard) = self.0.get_mut(Self::shard(*head)) {
+            shard.insert(*head, Head { run: id, len: run.len() });
         }
     }
 

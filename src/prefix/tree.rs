@@ -8,7 +8,7 @@ use crate::base::PodId;
 
 use super::order::Holding;
 use super::run::{Exact, Holder, NONE, Run};
-use super::slab::{Heads, Map, Slab};
+use super::slab::{Head, Heads, Map, Slab};
 use super::tenants::Tenants;
 
 /// Memory of a run beside its blocks and holders: the run and its place among the heads.
@@ -67,7 +67,9 @@ impl Tree {
         let mut parent = NONE;
         while let Some(head) = rest.first() {
             let (id, covered) = match self.heads.get(*head) {
-                Some(id) if self.runs.get(id).is_some_and(|run| run.parent == parent) => self.fit(id, rest, tenant),
+                Some(Head { run, .. }) if self.runs.get(run).is_some_and(|run| run.parent == parent) => {
+                    self.fit(run, rest, tenant)
+                }
                 // Two blocks of the same hash: what is below is not known.
                 Some(_) => break,
                 None => (self.branch(parent, rest, tenant), rest.len() as u16),
@@ -96,6 +98,7 @@ impl Tree {
         }
         if run.is_leaf() && run.tenant == tenant {
             run.extend(beyond);
+            self.heads.set(id, run);
             self.blocks += beyond.len();
             self.tenants.add(tenant, beyond.len());
             return (id, chain.len() as u16);
@@ -119,8 +122,8 @@ impl Tree {
         if let Some(above) = self.runs.get_mut(parent) {
             above.child = id;
         }
-        if let Some(head) = blocks.first() {
-            self.heads.set(*head, id);
+        if let Some(run) = self.runs.get(id) {
+            self.heads.set(id, run);
         }
         id
     }
@@ -132,8 +135,6 @@ impl Tree {
         let mut head = run.cut(at);
         (head.prev, head.next, head.child) = (run.prev, run.next, id);
         let (parent, prev, next) = (run.parent, run.prev, run.next);
-        let second = run.blocks.first().copied();
-        let first = head.blocks.first().copied();
         self.entries += run.holders.len();
         let head_id = self.runs.add(head);
         if let Some(run) = self.runs.get_mut(id) {
@@ -147,8 +148,10 @@ impl Tree {
         } else if let Some(parent) = self.runs.get_mut(parent) {
             parent.child = head_id;
         }
-        for (head, id) in first.into_iter().zip([head_id]).chain(second.into_iter().zip([id])) {
-            self.heads.set(head, id);
+        for id in [head_id, id] {
+            if let Some(run) = self.runs.get(id) {
+                self.heads.set(id, run);
+            }
         }
         let mut index = 0;
         while let Some(pod) = self.runs.get(head_id).and_then(|head| head.holders.get(index)).map(|holder| holder.pod) {
@@ -273,6 +276,7 @@ impl Tree {
             self.tenants.less(run.tenant, less);
             if deepest > 0 {
                 run.blocks.truncate(usize::from(deepest));
+                self.heads.set(id, run);
                 if run.blocks.capacity() - run.blocks.len() > SLACK_BLOCKS {
                     run.blocks.shrink_to_fit();
                 }

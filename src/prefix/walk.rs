@@ -55,15 +55,20 @@ impl Tree {
     pub(super) fn path(&self, chain: &[u64], path: &mut Vec<Step>) {
         path.clear();
         let (mut rest, mut parent) = (chain, NONE);
-        while let Some(id) = rest.first().and_then(|head| self.heads.get(*head)) {
-            let Some(run) = self.runs.get(id).filter(|run| run.parent == parent) else { break };
-            let matched = run.common(rest);
-            path.push(Step { run: id, start: run.start, matched });
-            if matched < run.len() {
+        let mut start = 0;
+        while let Some(head) = rest.first().and_then(|head| self.heads.get(*head)) {
+            let Some(run) = self.runs.get(head.run).filter(|run| run.parent == parent) else { break };
+            // Mostly a run is shared whole. Nothing that the next turn needs then waits for the run's own memory.
+            let last = usize::from(head.len).wrapping_sub(1);
+            let is_whole = last < rest.len() && run.blocks.get(last) == rest.get(last);
+            if !is_whole {
+                path.push(Step { run: head.run, start, matched: run.common(rest) });
                 break;
             }
-            parent = id;
-            rest = rest.get(usize::from(matched)..).unwrap_or_default();
+            path.push(Step { run: head.run, start, matched: head.len });
+            parent = head.run;
+            start += u32::from(head.len);
+            rest = rest.get(usize::from(head.len)..).unwrap_or_default();
         }
     }
 

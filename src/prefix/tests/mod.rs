@@ -1,4 +1,6 @@
 //! Tests of the room: what makes two prompts alike, and the index on random histories.
 mod alike;
+mod answers;
 mod history;
 mod sound;
+mod truths;

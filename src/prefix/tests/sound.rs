@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::base::PodId;
 use crate::prefix::run::{Depths, NONE, Run};
+use crate::prefix::slab::Head;
 use crate::prefix::tree::Tree;
 
 impl Tree {
@@ -42,7 +43,8 @@ impl Tree {
     }
 
     fn assert_links(&self, id: u32, run: &Run) {
-        assert_eq!(run.blocks.first().and_then(|head| self.heads.get(*head)), Some(id));
+        let head = Head { run: id, len: run.len() };
+        assert_eq!(run.blocks.first().and_then(|first| self.heads.get(*first)), Some(head));
         let above = self.runs.get(run.parent);
         assert_eq!(above.map_or(0, |above| above.start + u32::from(above.len())), run.start);
         match self.runs.get(run.prev) {
