@@ -296,6 +296,10 @@ impl Index {
         let free = room.capacity.less(Tokens(room.pinned.load(Relaxed))).0.max(room.capacity.0 / 16);
         let keep = (free as f64 * bytes_per_token / BLOCK_BYTES as f64) as u64;
         inner.evicted += inner.tree.evict(pod, keep);
+        self.fit_memory(inner);
+    }
+
+    pub(super) fn fit_memory(&self, inner: &mut Inner) {
         inner.evicted += inner.tree.reclaim(self.limits.bytes_max, self.limits.tenant_share);
     }
 }

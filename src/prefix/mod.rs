@@ -8,7 +8,7 @@
 //! writer, fingerprint      bytes -> blocks, chained           tree, walk     what is held, and how deep along a prompt
 //! extension                answer -> blocks behind a prompt   order, tenants what goes first when room is needed
 //! scale, ratio             blocks -> tokens                   truth          what usage says about beliefs
-//! hits, index              what others see                    snapshot       over a restart
+//! hits, index              what others see                    snapshot, restore  over a restart
 //! ```
 mod canon;
 pub mod extension;
@@ -18,9 +18,11 @@ pub mod index;
 mod message;
 mod order;
 mod ratio;
+mod restore;
 mod run;
 mod scale;
 mod slab;
+pub mod snapshot;
 mod tenants;
 mod traits;
 mod tree;
@@ -35,3 +37,4 @@ pub use extension::{Answered, Extension};
 pub use fingerprint::{BLOCK_BYTES, Boundary, Chain, Fingerprint, Seed};
 pub use hits::Hits;
 pub use index::{Claim, Index, Limits, Stats};
+pub use snapshot::{BadSnapshot, PodName, Snapshot};

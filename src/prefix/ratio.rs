@@ -10,6 +10,9 @@ const WEIGHT: f64 = 0.05;
 /// Weight of a new sample of what comes true.
 const KEPT_WEIGHT: f64 = 0.1;
 
+/// Numbers that are saved: bytes per token, part of the tail, parts by boundary.
+pub(super) const PARTS: usize = 2 + Boundary::ALL.len();
+
 /// Averages of one model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Ratio {
@@ -29,15 +32,17 @@ impl Default for Ratio {
 
 impl Ratio {
     /// Averages as they were saved; nothing if they are out of bounds.
-    pub(super) fn saved(bytes_per_token: f64, kept: [f64; Boundary::ALL.len()], tail: f64) -> Option<Self> {
-        let is_part = |part: &f64| (0.0..=1.0).contains(part);
-        let is_good = (0.5..=32.0).contains(&bytes_per_token) && kept.iter().all(is_part) && is_part(&tail);
-        is_good.then_some(Self { bytes_per_token, samples: 1_000, kept, tail })
+    pub(super) fn saved(samples: u32, parts: [f64; PARTS]) -> Option<Self> {
+        let [bytes_per_token, tail, kept @ ..] = parts;
+        let are_parts = kept.iter().chain([&tail]).all(|part| (0.0..=1.0).contains(part));
+        let is_good = (0.5..=32.0).contains(&bytes_per_token) && are_parts;
+        is_good.then_some(Self { bytes_per_token, samples, kept, tail })
     }
 
-    /// All that is kept over a restart: bytes per token, parts by boundary, part of the tail.
-    pub(super) const fn parts(&self) -> (f64, [f64; Boundary::ALL.len()], f64) {
-        (self.bytes_per_token, self.kept, self.tail)
+    /// All that is kept over a restart.
+    pub(super) const fn parts(&self) -> (u32, [f64; PARTS]) {
+        let [middle, message, tools] = self.kept;
+        (self.samples, [self.bytes_per_token, self.tail, middle, message, tools])
     }
 
     /// Canonical bytes per token, 0.5 to 32.
@@ -120,7 +125,8 @@ mod tests {
         ratio.learn(1_000, 0);
         ratio.learn(1, 1);
         assert_eq!(before.to_bits(), ratio.bytes_per_token().to_bits());
-        let (bytes_per_token, kept, tail) = ratio.parts();
-        assert!(Ratio::saved(bytes_per_token, kept, tail).is_some() && Ratio::saved(f64::NAN, kept, tail).is_none());
+        let (samples, parts) = ratio.parts();
+        assert_eq!(Ratio::saved(samples, parts), Some(ratio));
+        assert!(Ratio::saved(samples, parts.map(|part| part * f64::NAN)).is_none());
     }
 }

@@ -7,7 +7,7 @@ use crate::base::PodId;
 /// No run.
 pub(super) const NONE: u32 = u32::MAX;
 /// Marks of exact usage kept per run; older ones make room.
-const EXACT_MAX: usize = 4;
+const EXACT_MAX: usize = 8;
 
 /// Exact tokens of a prompt that ended in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -90,13 +90,11 @@ impl Tree {
         let Some(run) = self.runs.get_mut(id) else { return (id, 0) };
         let common = run.common(chain);
         let beyond = chain.get(usize::from(common)..).unwrap_or_default();
-        if beyond.is_empty() {
-            return (id, common);
-        }
         if common < run.len() {
+            // Also where the chain ends, so that what is touched is what is used, and not what others have behind it.
             return (self.split(id, common), common);
         }
-        if run.is_leaf() && run.tenant == tenant {
+        if !beyond.is_empty() && run.is_leaf() && run.tenant == tenant {
             run.extend(beyond);
             self.heads.set(id, run);
             self.blocks += beyond.len();

@@ -6,7 +6,7 @@ use crate::base::{PodId, Tokens};
 use crate::prefix::{BLOCK_BYTES, Chain, Claim, Fingerprint, Index, Limits};
 
 /// A prompt whose blocks are chained like real ones: each depends on all letters before it.
-fn prompt(path: &[u8]) -> Fingerprint {
+pub(super) fn prompt(path: &[u8]) -> Fingerprint {
     let mut hash = 1_u64;
     let blocks: Vec<_> = path
         .iter()

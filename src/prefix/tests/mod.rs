@@ -2,5 +2,6 @@
 mod alike;
 mod answers;
 mod history;
+mod saved;
 mod sound;
 mod truths;
