@@ -50,7 +50,7 @@ fn load(fleet: &Fleet, rng: &mut Rng) -> Vec<Reservation> {
 fn any_hits(fleet: &Fleet, prompt: u64, rng: &mut Rng) -> Hits {
     let depths = fleet.pods.iter().filter_map(|pod| (rng.below(20) == 0).then_some(pod.id));
     let depths: Vec<_> = depths.collect::<Vec<_>>().into_iter().map(|pod| (pod, Tokens(rng.below(prompt)))).collect();
-    Hits { depths, prompt_tokens: Tokens(prompt), ..Hits::default() }
+    Hits::with(Tokens(prompt), &depths)
 }
 
 #[test]
