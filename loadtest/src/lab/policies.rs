@@ -1,0 +1,59 @@
+//! Policies by name: the gate's default, a file of `conf/policies`, a single scorer, or settings written on the command line.
+//!
+//! A file holds either a profile (`filters`, `scorers`, `picker`) or a gate's configuration with one under `routing.profile`.
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tidegate::scheduling::{Profile, ProfileSettings};
+
+/// A profile under the name that reports use.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) name: String,
+    pub(crate) profile: Arc<Profile>,
+}
+
+fn bad(name: &str, what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("policy `{name}`: {what}"))
+}
+
+impl Policy {
+    /// `NAME` or `NAME=SETTINGS`, settings as YAML in one line.
+    pub(crate) fn of(text: &str, folder: &Path) -> io::Result<Self> {
+        let (name, yaml) = match text.split_once('=') {
+            Some((name, yaml)) => (name, yaml.to_owned()),
+            None => (text, Self::source(text, folder)?),
+        };
+        let value: Value = serde_yaml::from_str(&yaml).map_err(|error| bad(name, error))?;
+        let settings: ProfileSettings = serde_json::from_value(profile_in(value)).map_err(|error| bad(name, error))?;
+        let profile = Profile::new(&settings).map_err(|problems| {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            bad(name, problems.join("; "))
+        })?;
+        Ok(Self { name: name.to_owned(), profile: Arc::new(profile) })
+    }
+
+    fn source(name: &str, folder: &Path) -> io::Result<String> {
+        if name == "default" {
+            return Ok("{}".to_owned());
+        }
+        let file = if name.ends_with(".yaml") { name.into() } else { folder.join(format!("{name}.yaml")) };
+        match std::fs::read_to_string(&file) {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(bad(name, error)),
+            Err(_) if name.ends_with(".yaml") => Err(bad(name, "there is no such file")),
+            Err(_) if name == "random" => Ok("{scorers: [], picker: {random: {}}}".to_owned()),
+            Err(_) => Ok(format!("{{scorers: [{{{name}: {{}}}}]}}")),
+        }
+    }
+}
+
+/// The profile of a gate's configuration, or the value itself.
+fn profile_in(value: Value) -> Value {
+    let routing = value.get("routing");
+    let profile = routing.and_then(|routing| routing.get("profile"));
+    let named = routing.and_then(|routing| routing.get("profiles")?.as_object()?.values().next());
+    profile.or(named).cloned().unwrap_or(value)
+}

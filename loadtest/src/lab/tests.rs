@@ -1,0 +1,2 @@
+//! The lab on small cells.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
