@@ -123,7 +123,7 @@ impl Batch {
         let missing = || io::Error::other("a task names what is not there");
         let (policy, script) = (self.policies.get(policy).ok_or_else(missing)?, self.script(cell, seed)?);
         let cell = self.cells.get(cell).ok_or_else(missing)?;
-        let world = World::new(cell, &script, &self.pool, &policy.profile, seed);
+        let world = World::new(cell, &script, &self.pool, policy, seed);
         let all = script.requests();
         let log = world.run(|ended| bar.show(&cell.name, &policy.name, ended, all));
         let summary = Summary::of(&log, cell);

@@ -122,6 +122,8 @@ pub(crate) struct Replica {
     views: Vec<PodView>,
     scratch: Scratch,
     rng: Rng,
+    /// Whose turn it is, where pods are taken in turn.
+    turn: Option<usize>,
 }
 
 impl Replica {
@@ -138,6 +140,7 @@ impl Replica {
             views: Vec::new(),
             scratch: Scratch::default(),
             rng: Rng::new(seed),
+            turn: None,
         }
     }
 
@@ -157,10 +160,23 @@ impl Replica {
         self.index.set_capacity(pod.id, Tokens(capacity), Tokens(block_tokens.into()));
     }
 
+    /// Takes pods in turn instead of deciding: the baseline that no stateless plug-in can be.
+    pub(crate) fn rotate(&mut self) {
+        self.turn = Some(0);
+    }
+
     /// Chooses a pod among those not tried.
     pub(crate) fn choose(&mut self, now: Mono, asked: &Asked, tried: &[PodId]) -> Option<Choice> {
         let fleet = self.table.fleet();
         let hits = self.index.lookup(&asked.prompt);
+        if let Some(turn) = &mut self.turn {
+            let pods = fleet.pods.len().max(1);
+            let at = (0..pods).map(|step| (*turn + step) % pods);
+            let at = at.into_iter().find(|at| fleet.pods.get(*at).is_some_and(|pod| !tried.contains(&pod.id)))?;
+            *turn = at + 1;
+            let hit = fleet.pods.get(at).map_or(Tokens(0), |pod| hits.depth(pod.id));
+            return Some(Choice { at, leave: Leave::Granted, prompt: hits.prompt_tokens, hit });
+        }
         let request = Request { urgency: asked.urgency, excluded: tried, ..Request::new(MODEL, hits.prompt_tokens) };
         self.views.clear();
         self.views.extend(fleet.pods.iter().map(|pod| PodView::of(pod, MODEL, hits.depth(pod.id), now)));

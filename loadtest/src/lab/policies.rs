@@ -13,7 +13,12 @@ use tidegate::scheduling::{Profile, ProfileSettings};
 pub(crate) struct Policy {
     pub(crate) name: String,
     pub(crate) profile: Arc<Profile>,
+    /// Takes pods in turn; the profile is not asked.
+    pub(crate) is_rotation: bool,
 }
+
+/// The one policy that is no profile: it needs to remember whose turn it is.
+const ROTATION: &str = "round-robin";
 
 fn bad(name: &str, what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("policy `{name}`: {what}"))
@@ -32,11 +37,11 @@ impl Policy {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             bad(name, problems.join("; "))
         })?;
-        Ok(Self { name: name.to_owned(), profile: Arc::new(profile) })
+        Ok(Self { name: name.to_owned(), profile: Arc::new(profile), is_rotation: text == ROTATION })
     }
 
     fn source(name: &str, folder: &Path) -> io::Result<String> {
-        if name == "default" {
+        if name == "default" || name == ROTATION {
             return Ok("{}".to_owned());
         }
         let file = if name.ends_with(".yaml") { name.into() } else { folder.join(format!("{name}.yaml")) };

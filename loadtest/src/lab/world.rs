@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use tidegate::base::{Mono, PodId, Rng};
 use tidegate::pods::{Outcome, Reading};
-use tidegate::scheduling::Profile;
 use tidegate::sim::engine::{Event as EngineEvent, EventKind, Job};
 
 use super::cell::{Cell, Clients};
 use super::gate::{Asked, Replica, Told, Trial};
 use super::oracle::strided;
 use super::pods::Group;
+use super::policies::Policy;
 use super::record::{End, Log, Record, Sample, Totals};
 use super::render::{self, Answer, Made, Pool, Tokens};
 use super::script::{Script, mix};
@@ -91,10 +91,15 @@ type Slot = u32;
 
 impl<'a> World<'a> {
     /// Everything at rest, sessions and scrapes planned.
-    pub(crate) fn new(cell: &'a Cell, script: &'a Script, pool: &'a Pool, profile: &Arc<Profile>, seed: u64) -> Self {
+    pub(crate) fn new(cell: &'a Cell, script: &'a Script, pool: &'a Pool, policy: &Policy, seed: u64) -> Self {
         let fleet = &cell.fleet;
         let gates = (0..cell.gate.count.max(1)).map(|number| {
-            Replica::new(Arc::clone(profile), fleet.pods, fleet.ranks.max(1), mix(seed, 0x6A7E + u64::from(number)))
+            Replica::new(
+                Arc::clone(&policy.profile),
+                fleet.pods,
+                fleet.ranks.max(1),
+                mix(seed, 0x6A7E + u64::from(number)),
+            )
         });
         let tokens = Tokens { block_tokens: fleet.block_tokens.max(1), has_template: script.has_template };
         let mut world = Self {
@@ -117,6 +122,9 @@ impl<'a> World<'a> {
             open: script.requests(),
             log: Log::default(),
         };
+        if policy.is_rotation {
+            world.gates.iter_mut().for_each(Replica::rotate);
+        }
         world.begin();
         world
     }

@@ -31,12 +31,12 @@ impl Default for Agent {
     fn default() -> Self {
         Self {
             sessions: 120,
-            turns: 40,
-            shared_tokens: 12_000,
-            first_tokens: 20_000.0,
-            step_tokens: 1_500.0,
-            output_tokens: 300.0,
-            think_s: 8.0,
+            turns: 30,
+            shared_tokens: 4_000,
+            first_tokens: 14_000.0,
+            step_tokens: 1_350.0,
+            output_tokens: 225.0,
+            think_s: 27.0,
             ramp_s: 120.0,
         }
     }
