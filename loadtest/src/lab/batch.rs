@@ -37,6 +37,11 @@ pub(crate) struct Outcome {
     pub(crate) skipped: Vec<(String, String)>,
 }
 
+/// A script that is made by whoever needs it first.
+type Once = Arc<OnceLock<Arc<Script>>>;
+/// A run by the places of its cell and policy, and its seed.
+type Task = (usize, usize, u64);
+
 /// Everything to do.
 pub(crate) struct Batch {
     cells: Vec<Cell>,
@@ -44,20 +49,22 @@ pub(crate) struct Batch {
     seeds: Vec<u64>,
     traces: PathBuf,
     skipped: Vec<(String, String)>,
-    scripts: Mutex<HashMap<(usize, u64), Arc<OnceLock<Arc<Script>>>>>,
+    scripts: Mutex<HashMap<(usize, u64), Once>>,
     pool: Pool,
 }
 
 impl Batch {
     /// Reads suites and policies.
     pub(crate) fn new(args: &RunArgs) -> io::Result<Self> {
-        let (mut cells, mut names) = (Vec::new(), args.policies.clone());
+        let (mut cells, mut names, mut inline) = (Vec::new(), args.policies.clone(), Vec::new());
+        let mut baselines: Vec<String> = Vec::new();
         for path in &args.suite {
             let suite = Suite::read(path)?;
             if args.policies.is_empty() && args.policy.is_empty() {
-                names.extend(suite.baselines);
+                baselines.extend(suite.baselines);
             }
             cells.extend(suite.cells);
+            inline.extend(suite.policies);
         }
         let is_asked = |cell: &Cell| args.cell.is_empty() || args.cell.iter().any(|part| cell.name.contains(part));
         cells.retain(is_asked);
@@ -70,8 +77,17 @@ impl Batch {
             }
         }
         names.extend(args.policy.iter().cloned());
+        for name in baselines {
+            // A list may name policies that this build does not have.
+            match Policy::of(&name, &args.policies_dir) {
+                Ok(_) => names.push(name),
+                Err(error) => skipped.push((name, error.to_string())),
+            }
+        }
         names.dedup();
-        let policies = names.iter().map(|name| Policy::of(name, &args.policies_dir)).collect::<io::Result<_>>()?;
+        let named = names.iter().map(|name| Policy::of(name, &args.policies_dir));
+        let inline = inline.into_iter().map(|(name, value)| Policy::with(&name, value, false));
+        let policies = named.chain(inline).collect::<io::Result<_>>()?;
         let seeds = (args.seed..args.seed + args.seeds).collect();
         Ok(Self::with(there, policies, seeds, args.traces.clone(), skipped))
     }
@@ -100,7 +116,7 @@ impl Batch {
         }
         let next = AtomicUsize::new(0);
         let bar = Bar { done: AtomicUsize::new(0), all: tasks.len(), is_shown: io::stderr().is_terminal() };
-        let results: Mutex<Vec<((usize, usize, u64), io::Result<Run>)>> = Mutex::default();
+        let results: Mutex<Vec<(Task, io::Result<Run>)>> = Mutex::default();
         std::thread::scope(|scope| {
             for _ in 0..threads.clamp(1, 64) {
                 scope.spawn(|| {
@@ -119,7 +135,7 @@ impl Batch {
         Ok(Outcome { runs, skipped: self.skipped.clone() })
     }
 
-    fn one(&self, (cell, policy, seed): (usize, usize, u64), bar: &Bar) -> io::Result<Run> {
+    fn one(&self, (cell, policy, seed): Task, bar: &Bar) -> io::Result<Run> {
         let missing = || io::Error::other("a task names what is not there");
         let (policy, script) = (self.policies.get(policy).ok_or_else(missing)?, self.script(cell, seed)?);
         let cell = self.cells.get(cell).ok_or_else(missing)?;

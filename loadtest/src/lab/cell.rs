@@ -13,11 +13,16 @@ use super::inputs::Workload;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Suite {
     /// Name in reports.
-    pub(crate) suite: String,
+    #[serde(rename = "suite")]
+    pub(crate) name: String,
     /// Policies that every report over it compares with, by name.
     #[serde(default)]
     pub(crate) baselines: Vec<String>,
+    /// Further policies, by name, each a profile: a grid of settings, say. They are run besides those that were asked for.
+    #[serde(default)]
+    pub(crate) policies: std::collections::BTreeMap<String, serde_json::Value>,
     /// The cells.
+    #[serde(default)]
     pub(crate) cells: Vec<Cell>,
 }
 

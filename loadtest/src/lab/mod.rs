@@ -7,7 +7,8 @@
 //! pods      engines, grouped in data-parallel ranks        record   what happened to each request
 //! oracle    what one pooled cache could have hit           summary  a log in figures
 //! policies  profiles by name                               batch    many runs on some threads
-//! regret    how far from the best of each cell             report, plot   text, SVG
+//! regret    how far from the best of each cell             paired   one cell against another, seed by seed
+//! report, plot   text, SVG
 //! ```
 //! The same cell, seed and profile give the same bytes of JSON. Gates see bytes only; engines count tokens.
 mod batch;
@@ -15,6 +16,7 @@ mod cell;
 mod gate;
 mod inputs;
 mod oracle;
+mod paired;
 mod plot;
 mod pods;
 mod policies;
@@ -47,6 +49,8 @@ enum Command {
     Run(RunArgs),
     /// How far each policy is from the best of each cell, over results written with --json
     Regret(RegretArgs),
+    /// Each cell against another one of the same results, seed by seed, within each policy
+    Paired(PairedArgs),
 }
 
 /// What to run.
@@ -100,6 +104,16 @@ struct RegretArgs {
     svg: Option<PathBuf>,
 }
 
+#[derive(ClapArgs)]
+struct PairedArgs {
+    /// Results, as written with --json
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The cell that the others are compared with
+    #[arg(long)]
+    base: String,
+}
+
 /// Runs a command of the lab.
 pub(crate) fn run(args: Args, report: &mut Report) -> io::Result<()> {
     match args.command {
@@ -120,6 +134,10 @@ pub(crate) fn run(args: Args, report: &mut Report) -> io::Result<()> {
                 std::fs::write(path, plot::regrets(&regrets))?;
             }
             regrets.put(report)
+        }
+        Command::Paired(args) => {
+            let outcome = batch::Outcome::read(&args.files)?;
+            paired::show(&outcome, &args.base, report)
         }
     }
 }

@@ -32,11 +32,11 @@ fn draw(title: &str, panels: &[Panel], columns: usize) -> String {
         (columns as f64 * (LABEL + WIDTH + 70.0) + 20.0, rows.iter().map(|row| height_of(row)).sum::<f64>() + 50.0);
     let mut out = String::new();
     // Writing to a string cannot fail.
-    write!(
+    writeln!(
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"sans-serif\" \
          font-size=\"10\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-         <text x=\"10\" y=\"20\" font-size=\"14\">{}</text>\n",
+         <text x=\"10\" y=\"20\" font-size=\"14\">{}</text>",
         escape(title)
     )
     .ok();
@@ -54,17 +54,17 @@ fn draw(title: &str, panels: &[Panel], columns: usize) -> String {
 fn panel_at(out: &mut String, panel: &Panel, left: f64, top: f64) {
     let best = panel.bars.iter().map(|bar| bar.value).fold(f64::INFINITY, f64::min).max(1e-9);
     let most = panel.bars.iter().map(|bar| bar.value).fold(0.0, f64::max).min(best * SCALE_MAX).max(1e-9);
-    write!(out, "<text x=\"{left:.0}\" y=\"{top:.0}\" font-weight=\"bold\">{}</text>\n", escape(&panel.title)).ok();
+    writeln!(out, "<text x=\"{left:.0}\" y=\"{top:.0}\" font-weight=\"bold\">{}</text>", escape(&panel.title)).ok();
     for (at, bar) in panel.bars.iter().enumerate() {
         let y = top + 6.0 + at as f64 * BAR;
         let length = (bar.value / most).min(1.0) * WIDTH;
         let colour = COLOURS.get(bar.colour % COLOURS.len()).copied().unwrap_or("#000");
         let (x, text_y) = (left + LABEL, y + BAR - 5.0);
-        write!(
+        writeln!(
             out,
             "<text x=\"{:.0}\" y=\"{text_y:.0}\" text-anchor=\"end\">{}</text>\
              <rect x=\"{x:.0}\" y=\"{y:.0}\" width=\"{length:.1}\" height=\"{:.0}\" fill=\"{colour}\"/>\
-             <text x=\"{:.0}\" y=\"{text_y:.0}\">{:.3}</text>\n",
+             <text x=\"{:.0}\" y=\"{text_y:.0}\">{:.3}</text>",
             x - 4.0,
             escape(&bar.label),
             BAR - 3.0,
@@ -79,9 +79,11 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
+type Figure = (&'static str, fn(&Summary) -> f64);
+
 /// Mean time to first token, mean end to end and hit of every cell.
 pub(crate) fn results(outcome: &Outcome) -> String {
-    let figures: [(&str, fn(&Summary) -> f64); 3] = [
+    let figures: [Figure; 3] = [
         ("mean TTFT, s", |one| one.ttft_s.mean),
         ("mean E2E, s", |one| one.e2e_s.mean),
         ("hit, share of prompt tokens", |one| one.hit),

@@ -17,7 +17,7 @@ pub(crate) struct Policy {
     pub(crate) is_rotation: bool,
 }
 
-/// The one policy that is no profile: it needs to remember whose turn it is.
+/// Taken in turn by the lab itself where no file describes it: a profile does not remember whose turn it is.
 const ROTATION: &str = "round-robin";
 
 fn bad(name: &str, what: impl std::fmt::Display) -> io::Error {
@@ -32,23 +32,31 @@ impl Policy {
             None => (text, Self::source(text, folder)?),
         };
         let value: Value = serde_yaml::from_str(&yaml).map_err(|error| bad(name, error))?;
-        let settings: ProfileSettings = serde_json::from_value(profile_in(value)).map_err(|error| bad(name, error))?;
+        Self::with(name, value, text == ROTATION && !folder.join(format!("{ROTATION}.yaml")).is_file())
+    }
+
+    /// The profile that these settings describe.
+    pub(crate) fn with(name: &str, settings: Value, is_rotation: bool) -> io::Result<Self> {
+        let settings: ProfileSettings =
+            serde_json::from_value(profile_in(settings)).map_err(|error| bad(name, error))?;
         let profile = Profile::new(&settings).map_err(|problems| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             bad(name, problems.join("; "))
         })?;
-        Ok(Self { name: name.to_owned(), profile: Arc::new(profile), is_rotation: text == ROTATION })
+        Ok(Self { name: name.to_owned(), profile: Arc::new(profile), is_rotation })
     }
 
     fn source(name: &str, folder: &Path) -> io::Result<String> {
-        if name == "default" || name == ROTATION {
+        if name == "default" {
             return Ok("{}".to_owned());
         }
-        let file = if name.ends_with(".yaml") { name.into() } else { folder.join(format!("{name}.yaml")) };
+        let is_file = Path::new(name).extension().is_some_and(|extension| extension == "yaml");
+        let file = if is_file { name.into() } else { folder.join(format!("{name}.yaml")) };
         match std::fs::read_to_string(&file) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(bad(name, error)),
-            Err(_) if name.ends_with(".yaml") => Err(bad(name, "there is no such file")),
+            Err(_) if is_file => Err(bad(name, "there is no such file")),
+            Err(_) if name == ROTATION => Ok("{}".to_owned()),
             Err(_) if name == "random" => Ok("{scorers: [], picker: {random: {}}}".to_owned()),
             Err(_) => Ok(format!("{{scorers: [{{{name}: {{}}}}]}}")),
         }

@@ -1,4 +1,6 @@
 //! Results as text: one table per cell, a line per policy, means over seeds.
+use std::fmt::Write as _;
+
 use super::batch::Outcome;
 use super::summary::Summary;
 use crate::report::Report;
@@ -38,12 +40,15 @@ pub(crate) fn show(outcome: &Outcome, report: &mut Report) {
         let heads: String = FIGURES.iter().map(|(name, ..)| format!("{name:>9}")).collect();
         report.say(format!("  {:width$}{heads}", "policy"));
         for policy in outcome.policies() {
-            let cells = FIGURES.iter().map(|(_, figure, digits)| {
-                outcome
-                    .mean(cell, policy, figure)
-                    .map_or_else(|| format!("{:>9}", "-"), |value| format!("{value:>9.digits$}"))
-            });
-            report.say(format!("  {policy:width$}{}", cells.collect::<String>()));
+            let mut line = format!("  {policy:width$}");
+            for (_, figure, digits) in FIGURES {
+                // Writing to a string cannot fail.
+                match outcome.mean(cell, policy, figure) {
+                    Some(value) => write!(line, "{value:>9.digits$}").ok(),
+                    None => write!(line, "{:>9}", "-").ok(),
+                };
+            }
+            report.say(line);
         }
     }
     for run in &outcome.runs {
@@ -51,6 +56,13 @@ pub(crate) fn show(outcome: &Outcome, report: &mut Report) {
         let name = format!("{} {} seed {}", run.cell, run.policy, run.seed);
         if one.leaked > 0 {
             report.miss(format!("{name}: {} requests left in the gates' books", one.leaked));
+        }
+        if !one.belief_after_restart.is_empty() {
+            let windows = one.belief_after_restart.iter().map(|(at, error)| format!("{at:.0} s {error:.3}"));
+            report.say(format!(
+                "NOTE  {name}: belief error after the restart: {}",
+                windows.collect::<Vec<_>>().join(", ")
+            ));
         }
         if one.refused + one.unfinished + one.broken > 0 {
             let (refused, unfinished, broken) = (one.refused, one.unfinished, one.broken);

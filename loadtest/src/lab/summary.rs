@@ -52,6 +52,10 @@ pub(crate) struct Summary {
     pub(crate) belief_error: f64,
     /// The same by time of dispatch: seconds at which a window begins, error.
     pub(crate) belief_windows: Vec<(f64, f64)>,
+    /// The same over requests of the second half of the run.
+    pub(crate) belief_error_late: f64,
+    /// The same for the minute after the restart: seconds since then at which a window of 10 s begins, error.
+    pub(crate) belief_after_restart: Vec<(f64, f64)>,
     /// Requests on the fullest rank over those on the mean one, averaged over seconds with at least one request per rank.
     pub(crate) imbalance: f64,
     pub(crate) preemptions: u64,
@@ -142,7 +146,11 @@ impl Summary {
             oracle_belady: round6(oracle.belady),
             oracle_infinite: round6(oracle.infinite),
             belief_error: round6(wrong as f64 / prompts.max(1) as f64),
-            belief_windows: windows(&own, if cell.restart.is_some() { 10.0 } else { 60.0 }),
+            belief_windows: windows(&own, 60.0, 0.0),
+            belief_error_late: windows(&own, seconds, seconds / 2.0).first().map_or(0.0, |(_, error)| *error),
+            belief_after_restart: cell.restart.map_or_else(Vec::new, |restart| {
+                windows(&own, 10.0, restart.at_s).into_iter().take_while(|(at, _)| *at < 60.0).collect()
+            }),
             imbalance: imbalance(log, f64::from(cell.fleet.pods * cell.fleet.ranks.max(1))),
             preemptions: log.totals.preemptions,
             kv_used: over_time(|sample| sample.kv_used),
@@ -153,11 +161,15 @@ impl Summary {
     }
 }
 
-/// Belief error by windows of `length` seconds; windows without a request are left out.
-fn windows(own: &[&Record], length: f64) -> Vec<(f64, f64)> {
+/// Belief error by windows of `length` seconds from `begin` on; windows without a request are left out.
+fn windows(own: &[&Record], length: f64, begin: f64) -> Vec<(f64, f64)> {
     let mut sums: Vec<(u64, u64)> = Vec::new();
     for record in own.iter().filter(|record| record.first.is_some()) {
-        let at = (record.sent as f64 / 1e6 / length) as usize;
+        let since = record.sent as f64 / 1e6 - begin;
+        if since < 0.0 || length <= 0.0 {
+            continue;
+        }
+        let at = (since / length) as usize;
         if sums.len() <= at {
             sums.resize(at + 1, (0, 0));
         }

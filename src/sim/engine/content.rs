@@ -36,7 +36,7 @@ pub fn text(seed: u64, from: u64, to: u64) -> String {
 
 /// The token id of piece `index`: what the tokenizer makes of its text.
 pub fn token(seed: u64, index: u64) -> u32 {
-    tokenizer::of_four(&piece(seed, index))
+    tokenizer::of_four(piece(seed, index))
 }
 
 /// Length of an answer without `max_tokens`: 8 to 64 tokens.

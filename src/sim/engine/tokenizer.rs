@@ -39,7 +39,7 @@ pub fn tokenize(segment: &[u8], into: &mut Vec<u32>) {
 }
 
 /// The token of four letters of the alphabet; a byte outside of it counts as the letter `a`.
-pub(super) fn of_four(text: &[u8; 4]) -> u32 {
+pub(super) fn of_four(text: [u8; 4]) -> u32 {
     packed(text.iter().fold(0, |code, &byte| (code << 6) | u32::from(letter_of(byte).unwrap_or(0))), 4)
 }
 
