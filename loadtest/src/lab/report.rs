@@ -37,7 +37,8 @@ pub(crate) fn show(outcome: &Outcome, report: &mut Report) {
         report.say(format!(
             "\n{cell}: {requests} requests; hit of one pool: LRU {lru:.3}, Belady {belady:.3}, unbounded {infinite:.3}"
         ));
-        let heads: String = FIGURES.iter().map(|(name, ..)| format!("{name:>9}")).collect();
+        let heads: Vec<String> = FIGURES.iter().map(|(name, ..)| format!("{name:>9}")).collect();
+        let heads = heads.concat();
         report.say(format!("  {:width$}{heads}", "policy"));
         for policy in outcome.policies() {
             let mut line = format!("  {policy:width$}");

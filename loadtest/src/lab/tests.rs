@@ -176,7 +176,8 @@ fn the_frozen_cells_are_what_they_were() {
                     turns().map(|turn| turn.think_us as f64).sum(),
                     turns().map(|turn| prompt_tokens(&turn.recipe)).sum(),
                 ];
-                told += &format!("{} {} {:?}", cell.name, script.requests(), sums.map(|sum| format!("{sum:.2e}")));
+                let line = format!("{} {} {:?}", cell.name, script.requests(), sums.map(|sum| format!("{sum:.2e}")));
+                told.push_str(&line);
             }
         }
         let text = std::fs::read_to_string(path).unwrap().replace('\r', "");
