@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use tidegate::api::{Anatomy, Api};
 use tidegate::base::{Mono, PodId, Rng, Tokens};
-use tidegate::pods::{Attempt, Facts, Leave, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table};
-use tidegate::prefix::{Claim, Fingerprint, Index, Limits, Seed};
-use tidegate::scheduling::{Context, Detail, Mode, PodView, Profile, Request, Scratch, decide};
+use tidegate::pods::{
+    Attempt, Facts, Leave, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
+};
+use tidegate::prefix::{BLOCK_BYTES, Claim, Extension, Fingerprint, Hits, Index, Limits, Seed};
+use tidegate::scheduling::{Desk, Detail, Latency, Meter, Mode, Profile, Query, Request, place};
 use tidegate::sim::engine::Stats;
 
 use super::script::Class;
@@ -20,11 +22,14 @@ const MODEL: &str = "lab";
 /// Bound of the prefix index \[bytes\]: large enough for the largest cell, so that only the pods' capacity evicts.
 const INDEX_BYTES_MAX: usize = 4 << 30;
 
+/// How often the step times that were learnt are published to the pods.
+const REFRESH_US: u64 = 1_000_000;
+
 /// What a gate knows of a request once its body is read.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     prompt: Arc<Fingerprint>,
-    body_bytes: u64,
+    is_stream: bool,
     urgency: Option<f64>,
 }
 
@@ -39,7 +44,7 @@ impl Asked {
             Class::Batch => Some(1.0),
         };
         let prompt = Arc::new(Fingerprint::of(Api::Chat, &anatomy, &seed));
-        Some(Self { prompt, body_bytes: body.len() as u64, urgency })
+        Some(Self { prompt, is_stream: anatomy.stream, urgency })
     }
 }
 
@@ -51,12 +56,17 @@ pub(crate) struct Choice {
     prompt: Tokens,
     /// Tokens of the prompt that the gate believes to be cached there.
     pub(crate) hit: Tokens,
+    is_cold: bool,
+    marks: Option<Marks>,
 }
 
 /// What was booked for one attempt; what is not settled is given back when it is dropped.
 pub(crate) struct Trial {
     index: Arc<Index>,
+    latency: Arc<Latency>,
+    pod: Arc<Pod>,
     prompt: Arc<Fingerprint>,
+    meter: Meter,
     health: Option<Attempt>,
     booked: Reservation,
     claim: Claim,
@@ -70,12 +80,15 @@ pub(crate) struct Told {
     pub(crate) prompt_tokens: u64,
     /// Of these, cached; `None` if it does not tell.
     pub(crate) cached_tokens: Option<u64>,
+    /// Tokens of the answer.
+    pub(crate) completion_tokens: u64,
 }
 
 impl Trial {
     /// The first data came.
     pub(crate) fn answered(&mut self, now: Mono) {
-        self.booked.first_token();
+        self.booked.first_token(now);
+        self.meter.first_token(now, &self.pod, 0);
         if let Some(health) = &mut self.health {
             health.answered(now);
         }
@@ -84,17 +97,29 @@ impl Trial {
     }
 
     /// Events with one token each came.
-    pub(crate) fn tokens(&mut self, count: u64) {
+    pub(crate) fn tokens(&mut self, now: Mono, count: u64) {
         self.booked.tokens(count);
+        self.meter.events(now, &self.pod, count);
     }
 
     /// It ended well; `told` is what usage said, `answer` gives the text that passed.
     pub(crate) fn settled(mut self, now: Mono, told: Option<Told>, answer: impl FnOnce() -> Vec<u8>) {
-        let _text_is_not_looked_at_yet = answer;
         if let Some(told) = told {
             let cached = told.cached_tokens.map(Tokens);
             self.index.learn(&self.prompt, self.claim, Tokens(told.prompt_tokens), cached);
         }
+        self.latency.learn(&self.pod, &self.meter, MODEL, told.map(|told| Tokens(told.completion_tokens)));
+        if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt) {
+            let text = String::from_utf8_lossy(&answer()).into_owned();
+            let message = serde_json::json!({"role": "assistant", "content": text});
+            let body = serde_json::json!({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
+            extension.body(body.to_string().as_bytes());
+            if let Some(answered) = extension.close() {
+                let tokens = told.map(|told| Tokens(told.prompt_tokens + told.completion_tokens));
+                self.index.extend(&self.prompt, self.claim, &answered, tokens);
+            }
+        }
+        self.booked.served();
         self.over(now, Outcome::Good);
     }
 
@@ -118,9 +143,11 @@ impl Drop for Trial {
 pub(crate) struct Replica {
     table: Table,
     index: Arc<Index>,
+    latency: Arc<Latency>,
+    refreshed: Mono,
     profile: Arc<Profile>,
-    views: Vec<PodView>,
-    scratch: Scratch,
+    hits: Hits,
+    desk: Desk,
     rng: Rng,
     /// Whose turn it is, where pods are taken in turn.
     turn: Option<usize>,
@@ -136,9 +163,11 @@ impl Replica {
         Self {
             table,
             index: Arc::new(Index::new(limits)),
+            latency: Arc::default(),
+            refreshed: Mono::ZERO,
             profile,
-            views: Vec::new(),
-            scratch: Scratch::default(),
+            hits: Hits::default(),
+            desk: Desk::default(),
             rng: Rng::new(seed),
             turn: None,
         }
@@ -168,39 +197,58 @@ impl Replica {
     /// Chooses a pod among those not tried.
     pub(crate) fn choose(&mut self, now: Mono, asked: &Asked, tried: &[PodId]) -> Option<Choice> {
         let fleet = self.table.fleet();
-        let hits = self.index.lookup(&asked.prompt);
+        if now.0 >= self.refreshed.0 + REFRESH_US {
+            self.latency.refresh(&fleet);
+            self.refreshed = now;
+        }
+        self.index.lookup_into(&asked.prompt, &mut self.hits);
+        let (hits, prompt) = (&self.hits, self.hits.prompt_tokens);
+        let is_cold = hits.is_empty();
         if let Some(turn) = &mut self.turn {
             let pods = fleet.pods.len().max(1);
             let at = (0..pods).map(|step| (*turn + step) % pods);
             let at = at.into_iter().find(|at| fleet.pods.get(*at).is_some_and(|pod| !tried.contains(&pod.id)))?;
             *turn = at + 1;
             let hit = fleet.pods.get(at).map_or(Tokens(0), |pod| hits.depth(pod.id));
-            return Some(Choice { at, leave: Leave::Granted, prompt: hits.prompt_tokens, hit });
+            return Some(Choice { at, leave: Leave::Granted, prompt, hit, is_cold, marks: None });
         }
-        let request = Request { urgency: asked.urgency, excluded: tried, ..Request::new(MODEL, hits.prompt_tokens) };
-        self.views.clear();
-        self.views.extend(fleet.pods.iter().map(|pod| PodView::of(pod, MODEL, hits.depth(pod.id), now)));
-        let share = fleet.ejected_share_max;
-        let cx = Context { now, request: &request, pods: &self.views, ejected_share_max: share };
-        let decision = decide(&self.profile, &cx, &mut self.rng, Detail::Off, &mut self.scratch);
+        let request = Request {
+            urgency: asked.urgency,
+            expected_tokens: self.latency.expected(MODEL),
+            is_stream: asked.is_stream,
+            head: asked.prompt.chains.first().and_then(|chain| chain.blocks.first().copied()),
+            excluded: tried,
+            ..Request::new(MODEL, prompt)
+        };
+        let marks = marks(&asked.prompt, prompt);
+        let query = Query { fleet: &fleet, request: &request, hits, marks: marks.as_ref(), rank: None, now };
+        let decision = place(&self.profile, &query, &mut self.rng, Detail::Off, &mut self.desk);
         let chosen = decision.chosen?;
         let at = fleet.pods.iter().position(|pod| pod.id == chosen)?;
         let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-        debug_assert!(asked.body_bytes > 0);
-        Some(Choice { at, leave, prompt: hits.prompt_tokens, hit: hits.depth(chosen) })
+        Some(Choice { at, leave, prompt, hit: hits.depth(chosen), is_cold, marks })
     }
 
     /// Books an attempt; `None` if the pod is out by now.
     pub(crate) fn begin(&self, now: Mono, asked: &Asked, choice: &Choice) -> Option<Trial> {
         let pod = self.pod(choice.at)?;
         let health = Attempt::begin(&pod, now, choice.leave)?;
-        let id = pod.id;
+        let work = Work {
+            is_stream: asked.is_stream,
+            is_cold: choice.is_cold,
+            marks: choice.marks.as_ref(),
+            ..Work::new(now, choice.prompt, choice.prompt.less(choice.hit))
+        };
+        self.index.set_pinned(pod.id, pod.load.now().generated_tokens);
         Some(Trial {
             index: Arc::clone(&self.index),
+            latency: Arc::clone(&self.latency),
             prompt: Arc::clone(&asked.prompt),
+            meter: Meter::new(&pod, &work, true),
             health: Some(health),
-            booked: Reservation::book(pod, choice.prompt, choice.prompt.less(choice.hit)),
-            claim: self.index.claim(&asked.prompt, id),
+            booked: Reservation::dispatch(Arc::clone(&pod), &work),
+            claim: self.index.claim(&asked.prompt, pod.id),
+            pod,
             is_confirmed: false,
         })
     }
@@ -250,6 +298,12 @@ impl Replica {
     fn pod(&self, at: usize) -> Option<Arc<Pod>> {
         self.table.fleet().pods.get(at).cloned()
     }
+}
+
+/// Marks of a prompt, to find what is pinned.
+fn marks(prompt: &Fingerprint, tokens: Tokens) -> Option<Marks> {
+    let [chain] = prompt.chains.as_slice() else { return None };
+    Some(Marks::of(&chain.blocks, tokens.0 as f64 * BLOCK_BYTES as f64 / chain.bytes.max(1) as f64))
 }
 
 fn spec(pod: u32, rank: Option<u32>) -> PodSpec {

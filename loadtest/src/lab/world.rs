@@ -326,13 +326,13 @@ impl<'a> World<'a> {
                 flight.last_token = now;
                 if let Some(trial) = flight.trial.as_mut().filter(|_| flight.is_streamed) {
                     trial.answered(self.now);
-                    trial.tokens(1);
+                    trial.tokens(self.now, 1);
                 }
             }
             EventKind::Token { .. } => {
                 let gap = now - std::mem::replace(&mut flight.last_token, now);
                 if let Some(trial) = flight.trial.as_mut().filter(|_| flight.is_streamed) {
-                    trial.tokens(1);
+                    trial.tokens(self.now, 1);
                 }
                 if !record.is_foreign {
                     self.log.gap(gap);
@@ -349,7 +349,11 @@ impl<'a> World<'a> {
                 trial.answered(self.now);
             }
             let cached_tokens = self.cell.clients.cached_told.then_some(record.cached);
-            let told = Told { prompt_tokens: record.prompt_tokens, cached_tokens };
+            let told = Told {
+                prompt_tokens: record.prompt_tokens,
+                cached_tokens,
+                completion_tokens: u64::from(flight.answer.tokens),
+            };
             let (pool, piece) = (self.pool, flight.answer.told());
             trial.settled(self.now, flight.has_usage.then_some(told), || render::text(pool, &piece));
         }
