@@ -19,7 +19,7 @@ use super::ratio::{PRIOR, Ratio};
 use super::scale::Scale;
 use super::slab::Map;
 use super::tree::{State, Tree};
-use super::truth::{Basis, Verdict, judge};
+use super::truth::{Basis, Verdict, judge, told};
 
 /// Most models whose ratios are kept; further ones use the prior.
 const MODELS_MAX: usize = 1_024;
@@ -203,6 +203,12 @@ impl Index {
                 inner.ratios.entry(prompt.model).or_default().learn_kept(claim.basis.boundary, solid, tail);
             }
             _ => {}
+        }
+        if let Some(tokens) = told(&claim.basis, cached.0, inner.block(claim.pod))
+            && let Some(shared) = chain.blocks.get(..claim.basis.solid_blocks as usize)
+        {
+            let bytes = (shared.len() * BLOCK_BYTES + BLOCK_BYTES / 2) as u64;
+            inner.tree.note_least(shared, bytes.min(chain.bytes), tokens);
         }
         inner.tree.prove(&chain.blocks, hit_blocks, claim.pod, verdict == Verdict::Evicted);
     }

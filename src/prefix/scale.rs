@@ -47,6 +47,13 @@ impl Scale {
         hit - hit % block.0.max(1)
     }
 
+    /// Whether tokens are known, not estimated, within a block of this depth.
+    pub(super) fn is_known_at(&self, blocks: u32) -> bool {
+        let at = f64::from(blocks) * BLOCK_BYTES as f64;
+        let known = self.points.split_last().map_or(&[][..], |(_, known)| known);
+        known.iter().any(|point| (point.0 - at).abs() <= BLOCK_BYTES as f64)
+    }
+
     fn at(&self, bytes: f64) -> f64 {
         let next = self.points.partition_point(|point| point.0 < bytes);
         let low = next.checked_sub(1).and_then(|before| self.points.get(before)).copied().unwrap_or_default();

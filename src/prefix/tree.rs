@@ -370,10 +370,22 @@ impl Tree {
 
     /// Notes the exact tokens of a prompt that ends with this chain, if the chain is known whole.
     pub(super) fn note(&mut self, chain: &[u64], bytes: u64, tokens: u64) {
+        self.note_if(chain, bytes, tokens, |_| true);
+    }
+
+    /// Notes that this chain has at least so many tokens.
+    pub(super) fn note_least(&mut self, chain: &[u64], bytes: u64, tokens: u64) {
+        self.note_if(chain, bytes, tokens, |known| u64::from(known.tokens) < tokens);
+    }
+
+    fn note_if(&mut self, chain: &[u64], bytes: u64, tokens: u64, replaces: impl Fn(&Exact) -> bool) {
         let mut path = Vec::new();
         self.path(chain, &mut path);
         let Some(step) = path.last().filter(|step| step.end() as usize == chain.len()) else { return };
         let Some(run) = self.runs.get_mut(step.run) else { return };
+        if run.exact.iter().any(|known| known.depth == step.matched && !replaces(known)) {
+            return;
+        }
         let (Ok(bytes), Ok(tokens)) = (u32::try_from(bytes), u32::try_from(tokens)) else { return };
         self.exacts += run.note(Exact { depth: step.matched, bytes, tokens });
     }

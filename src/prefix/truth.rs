@@ -2,6 +2,9 @@
 //! causes: the pod has evicted blocks (then the belief is stale and must go), or its template, its cache or our bytes do
 //! not match there (then the same happens next time, and such hits are worth less). Told apart by history: only where the
 //! same pod once reported a deeper hit of the same lineage have blocks gone.
+//!
+//! A third cause is ours: the length of a prefix that no prompt ended with, such as a shared system prompt, is estimated from
+//! bytes. There the first report is taken as the length ([`told`]), and only later ones are judged.
 use super::fingerprint::{Boundary, Chain};
 use super::ratio::Ratio;
 use super::run::Depths;
@@ -23,6 +26,10 @@ pub(super) struct Basis {
     pub(super) proven: u64,
     /// When the deepest run of it was touched.
     pub(super) touched: u64,
+    /// The solid part in blocks.
+    pub(super) solid_blocks: u32,
+    /// Whether its tokens are known from usage, not estimated.
+    pub(super) is_known: bool,
 }
 
 impl Basis {
@@ -38,6 +45,8 @@ impl Basis {
             boundary: chain.boundary(if held.prompted > 0 { held.prompted } else { held.depth }),
             proven: 0,
             touched: 0,
+            solid_blocks: held.prompted,
+            is_known: scale.is_known_at(held.prompted),
         }
     }
 
@@ -64,12 +73,20 @@ pub(super) enum Verdict {
     Kept { solid: f64, tail: Option<f64> },
 }
 
+/// What a report of `cached` tokens says about the length of the solid part \[tokens\], if the belief ended there: hits are
+/// whole blocks, so the true length is up to a block more. `None` where the report is too far off to be about that.
+pub(super) fn told(basis: &Basis, cached: u64, block: Tokens) -> Option<u64> {
+    let is_about_it = basis.tail == 0 && basis.coming == 0 && basis.solid_blocks > 0;
+    let is_likely = cached > basis.solid / 2 && cached / 2 < basis.solid;
+    (is_about_it && is_likely).then(|| cached + block.0 / 2)
+}
+
 /// Judges a report of `cached` tokens by a pod with cache blocks of `block` tokens.
 pub(super) fn judge(basis: &Basis, cached: u64, block: Tokens) -> Verdict {
     let ready = basis.solid + basis.tail;
     // Depths are estimated from bytes.
     let slack = block.0.max(16) + ready / 32;
-    if ready == 0 {
+    if ready == 0 || !basis.is_known && told(basis, cached, block).is_some() {
         return Verdict::Nothing;
     }
     if cached + slack < basis.solid {
@@ -89,7 +106,7 @@ mod tests {
 
     #[track_caller]
     fn check((solid, tail, proven): (u64, u64, u64), cached: u64, expected: Verdict) {
-        let basis = Basis { solid, tail, proven, coming: 5_000, ..Basis::default() };
+        let basis = Basis { solid, tail, proven, coming: 5_000, is_known: true, ..Basis::default() };
         assert_eq!(judge(&basis, cached, Tokens(16)), expected);
     }
 
@@ -102,6 +119,16 @@ mod tests {
         check((1_000, 0, 500), 500, Verdict::Kept { solid: 0.5, tail: None });
         check((1_000, 0, 900), 500, Verdict::Evicted);
         check((1_000, 0, 1_000), 0, Verdict::Evicted);
+    }
+
+    #[test]
+    fn the_first_report_of_a_prefix_is_its_length() {
+        let basis = Basis { solid: 1_000, solid_blocks: 20, ..Basis::default() };
+        for (cached, expected) in [(1_400, Some(1_408)), (700, Some(708)), (400, None), (2_100, None)] {
+            assert_eq!(told(&basis, cached, Tokens(16)), expected, "{cached}");
+        }
+        assert_eq!(judge(&basis, 700, Tokens(16)), Verdict::Nothing);
+        assert_eq!(told(&Basis { tail: 5, ..basis }, 700, Tokens(16)), None);
     }
 
     #[test]

@@ -128,10 +128,14 @@ impl Variant {
         StepTime { a, b, c, d, e }
     }
 
+    /// How much slower than its like a pod is. Small differences are noise, and would send all traffic of an idle fleet to
+    /// one pod: they count as none.
     fn factor(&self, pod: PodId) -> f64 {
-        if self.factors.len() < 2 { 1.0 } else { self.factors.get(&pod).copied().unwrap_or(1.0) }
+        let known = self.factors.get(&pod).copied().filter(|_| self.factors.len() >= 2);
+        known.filter(|factor| !(1.0 / FACTOR_NOISE..=FACTOR_NOISE).contains(factor)).unwrap_or(1.0)
     }
 
+    /// Moves a pod's factor towards what was seen. `expected` was with the factor as it counts, so a small one is put back.
     fn lean(&mut self, pod: PodId, ratio: f64) {
         let factor = self.factors.entry(pod).or_insert(1.0);
         let moved = factor.ln() * (1.0 - FACTOR_LEAN) + FACTOR_RATE * ratio.ln().clamp(-1.0, 1.0);
