@@ -75,7 +75,7 @@ fn load(fleet: &Fleet, rng: &mut Rng) -> Vec<Reservation> {
 /// Conversations: each turn goes on from an earlier prompt; each is held by one pod, one in three by more, one in fifty by 5 %
 /// of them.
 fn index(fleet: &Fleet, blocks: usize, rng: &mut Rng) -> (Index, Vec<Fingerprint>) {
-    let index = Index::new(Limits { bytes_max: 4 << 30, pod_tokens: Tokens(1 << 40) });
+    let index = Index::new(Limits { bytes_max: 4 << 30, pod_tokens: Tokens(1 << 40), ..Limits::default() });
     let mut prompts: Vec<Fingerprint> = Vec::new();
     while index.stats().blocks < blocks {
         let shared = rng.below(BLOCKS as u64) as usize;
@@ -85,8 +85,7 @@ fn index(fleet: &Fleet, blocks: usize, rng: &mut Rng) -> (Index, Vec<Fingerprint
         while chain.len() < BLOCKS {
             chain.push(rng.bits());
         }
-        let bytes = (BLOCKS * 256) as u64;
-        let prompt = Fingerprint { chains: vec![Chain { blocks: chain, bytes }], bytes, exact_tokens: None, model: 1 };
+        let prompt = Fingerprint::of_chains(vec![Chain::of(chain)], 1);
         let holders = match prompts.len() % 50 {
             0 => fleet.pods.len() / 20,
             nth if nth % 3 == 0 => 3,
@@ -103,7 +102,7 @@ fn index(fleet: &Fleet, blocks: usize, rng: &mut Rng) -> (Index, Vec<Fingerprint
 }
 
 fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
-    let (profile, mut desk) = (Profile::default(), Desk::default());
+    let (profile, mut desk, mut hits) = (Profile::default(), Desk::default(), Hits::default());
     let rounds = 20_000;
     let (mut whole, mut lookups) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
     let mut views = 0;
@@ -112,7 +111,7 @@ fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
         let nth = rng.below(prompts.len() as u64 / 50 + 1) as usize * 50 % prompts.len();
         let prompt = &prompts[nth];
         let started = Instant::now();
-        let hits: Hits = index.lookup(prompt);
+        index.lookup_into(prompt, &mut hits);
         let looked = started.elapsed();
         let marks = Marks::of(&prompt.chains[0].blocks, 64.0);
         let request = Request::new("m", PROMPT);
@@ -138,8 +137,8 @@ fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
 }
 
 fn scorers(fleet: &Fleet, rng: &mut Rng) {
-    let depths = fleet.pods.iter().filter(|_| rng.below(20) == 0).map(|pod| (pod.id, Tokens(20_000))).collect();
-    let hits = Hits { depths, prompt_tokens: PROMPT, ..Hits::default() };
+    let held = fleet.pods.iter().filter(|_| rng.below(20) == 0).map(|pod| (pod.id, Tokens(20_000), Tokens(0)));
+    let hits = Hits::made_up(PROMPT, held);
     let request = Request { session: Some(7), head: Some(9), ..Request::new("m", PROMPT) };
     let query = Query { fleet, request: &request, hits: &hits, marks: None, rank: None, now: NOW };
     let mut desk = Desk::default();

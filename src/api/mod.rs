@@ -4,6 +4,7 @@
 //! changed by splicing byte ranges ([`splice()`]), so that everything the gate does not understand reaches the pod as it
 //! came. Answers are scanned, never parsed whole ([`SseScan`], [`usage_of_body`]). Shapes are those of vLLM 0.32.
 pub mod anatomy;
+pub mod answer;
 mod blocks;
 pub mod decode;
 pub mod error;
@@ -20,9 +21,10 @@ pub mod usage;
 mod tests;
 
 pub use anatomy::{Anatomy, BadBody, Member};
+pub use answer::{AnswerScan, Delta, Then};
 pub use error::{ErrorText, error_body, error_event};
 pub use kind::{Api, DoneMark, Shape};
 pub use route::{BadPattern, PathRules, Route, route};
 pub use splice::{Edit, dangers, splice, strip_dangerous};
-pub use sse::{First, Marks, SseScan};
+pub use sse::{EventView, First, Marks, SseScan};
 pub use usage::{Usage, response_id_of_body, usage_of_body};

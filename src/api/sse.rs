@@ -62,6 +62,15 @@ pub struct SseScan {
     response_id: Option<String>,
 }
 
+/// An event as it went by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventView<'a> {
+    /// Its name; empty if it has none.
+    pub name: &'a [u8],
+    /// From its first `data` line to its end; `None` if it was too long to be kept whole.
+    pub data: Option<&'a [u8]>,
+}
+
 /// One whole event, or both ends of one that is longer than `2 * KEEP`.
 struct Event<'a> {
     head: &'a [u8],
@@ -88,6 +97,11 @@ impl SseScan {
 
     /// Takes the next bytes of the stream.
     pub fn feed(&mut self, chunk: &[u8]) -> Marks {
+        self.feed_to(chunk, &mut |_| {})
+    }
+
+    /// Takes the next bytes of the stream and shows each data event that is no error when it has ended.
+    pub fn feed_to(&mut self, chunk: &[u8], listener: &mut impl FnMut(EventView<'_>)) -> Marks {
         let (events, mut marks) = (self.events, Marks::default());
         let mut start = 0;
         let mut line_start = 0;
@@ -96,7 +110,7 @@ impl SseScan {
             self.line = Line::Start;
             line_start = newline + 1;
             if line != Line::Text {
-                marks.error |= self.end_event(chunk.get(start..line_start).unwrap_or_default());
+                marks.error |= self.end_event(chunk.get(start..line_start).unwrap_or_default(), listener);
                 start = line_start;
                 marks.boundary = Some(start);
             }
@@ -170,17 +184,17 @@ impl SseScan {
     }
 
     /// Ends the current event, whose last part is `part`; true if it was an error event.
-    fn end_event(&mut self, part: &[u8]) -> bool {
+    fn end_event(&mut self, part: &[u8], listener: &mut impl FnMut(EventView<'_>)) -> bool {
         if self.seen == 0 && part.len() <= 2 * KEEP {
-            return self.judge(&Event { head: part, tail: &[] });
+            return self.judge(&Event { head: part, tail: &[] }, listener);
         }
         self.hold(part);
         let (mut head, tail) = (std::mem::take(&mut self.head), std::mem::take(&mut self.tail));
         let is_error = if self.seen <= 2 * KEEP {
             head.extend_from_slice(&tail);
-            self.judge(&Event { head: &head, tail: &[] })
+            self.judge(&Event { head: &head, tail: &[] }, listener)
         } else {
-            self.judge(&Event { head: &head, tail: &tail })
+            self.judge(&Event { head: &head, tail: &tail }, listener)
         };
         self.seen = 0;
         if head.capacity() <= KEEP {
@@ -191,7 +205,7 @@ impl SseScan {
         is_error
     }
 
-    fn judge(&mut self, event: &Event<'_>) -> bool {
+    fn judge(&mut self, event: &Event<'_>, listener: &mut impl FnMut(EventView<'_>)) -> bool {
         let lines = Lines::of(event.head);
         let Some(data) = lines.data else { return false };
         self.events += 1;
@@ -210,6 +224,9 @@ impl SseScan {
         }
         if let Some(usage) = last_usage(event.tail).or_else(|| last_usage(data)) {
             self.usage = Some(usage.over(self.usage));
+        }
+        if !is_error {
+            listener(EventView { name: lines.name, data: Some(data).filter(|_| event.tail.is_empty()) });
         }
         is_error
     }

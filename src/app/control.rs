@@ -87,6 +87,7 @@ impl Control {
         let reports = self.gate.latency.reports().into_iter().map(|(name, report)| step_time(name, &report));
         self.gate.metrics.step_times.store(Arc::new(reports.collect()));
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
+        self.gate.index.keep(|pod| fleet.find(pod).is_some());
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
     }
 

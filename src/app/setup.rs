@@ -56,6 +56,7 @@ pub(super) fn index_limits(config: &Config) -> Limits {
     Limits {
         bytes_max: usize::try_from(config.prefix.index_bytes_max).unwrap_or(usize::MAX),
         pod_tokens: Tokens(config.prefix.pod_tokens_default),
+        tenant_share: config.prefix.tenant_share,
     }
 }
 

@@ -196,6 +196,9 @@ fn sections(tree: &Tree, found: &mut Found) {
         found.push(("retry.budget_share".into(), "write a share from 0 to 1".into()));
     }
     found.extend(tree.routing.problems().into_iter().map(|(path, hint)| (format!("routing.{path}"), hint)));
+    if !(0.0..=1.0).contains(&tree.prefix.tenant_share) {
+        found.push(("prefix.tenant_share".into(), "write a share from 0 to 1".into()));
+    }
     let ranges = [
         ("retry.attempts_max", u64::from(tree.retry.attempts_max), 1, 2),
         ("flow.requests_max", tree.flow.requests_max, 1, u64::MAX),

@@ -75,17 +75,19 @@ fn is_header(name: &str) -> bool {
 }
 
 /// Settings under `prefix`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prefix {
     /// Memory of the prefix index, in bytes; the least recently used blocks go first.
     pub index_bytes_max: u64,
     /// Tokens a pod's KV cache is taken to hold as long as the pod has not told.
     pub pod_tokens_default: u64,
+    /// Part of the index, 0 to 1, above which one tenant's blocks are the first to go when others need room.
+    pub tenant_share: f64,
 }
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self { index_bytes_max: 256 << 20, pod_tokens_default: 1 << 20 }
+        Self { index_bytes_max: 256 << 20, pod_tokens_default: 1 << 20, tenant_share: 0.5 }
     }
 }

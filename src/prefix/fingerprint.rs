@@ -2,12 +2,15 @@
 //! (up to collisions of 64 bits) they share model, salt, tenant scope and the first 256·k canonical bytes, however their
 //! JSON is spaced, escaped or ordered. XXH3-64 is not a cryptographic hash: the secret in the seed keeps strangers from
 //! computing collisions ahead.
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret, xxh3_64_with_seed};
+use std::fmt;
 
-use crate::api::decode::{self, Buffer, Drain};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
 use crate::api::{Anatomy, Api};
 
 use super::canon;
+use super::traits::Traits;
+use super::writer::Writer;
 
 /// Canonical bytes per block; about 64 tokens, and exactly 64 for prompts given as token ids (4 bytes each).
 pub const BLOCK_BYTES: usize = 256;
@@ -15,9 +18,8 @@ pub const BLOCK_BYTES: usize = 256;
 pub const BLOCKS_MAX: usize = 16_384;
 /// Most prompts of one request that are told apart; further ones are counted only.
 pub const PROMPTS_MAX: usize = 1_024;
-
-/// Bytes of a secret of XXH3.
-const SECRET_BYTES: usize = 192;
+/// Most parts of a request's prompts (messages, tools) whose beginnings are known; what follows counts as one part.
+pub(super) const SECTIONS_MAX: usize = 4_096;
 
 /// What a prompt's blocks are chained from: prompts that must not be taken for each other differ in it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +44,24 @@ impl Seed<'_> {
     }
 }
 
+/// Where in a prompt a hit ends. Pods treat them differently: templates change answers and move tools, and some models
+/// match only where an earlier request ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Boundary {
+    /// Inside a message, or inside a text without messages.
+    #[default]
+    Middle,
+    /// Where a message ends, or with the prompt itself.
+    Message,
+    /// Among tools or template arguments.
+    Tools,
+}
+
+impl Boundary {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Middle, Self::Message, Self::Tools];
+}
+
 /// One prompt of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
@@ -49,6 +69,58 @@ pub struct Chain {
     pub blocks: Vec<u64>,
     /// Canonical bytes of the prompt, those of the last, partial block and beyond the limit included.
     pub bytes: u64,
+    /// First byte of each part of the prompt, and whether it is a message.
+    pub(super) sections: Vec<(u32, bool)>,
+}
+
+impl Chain {
+    /// A prompt of whole blocks with these hashes.
+    pub fn of(blocks: Vec<u64>) -> Self {
+        let bytes = (blocks.len() * BLOCK_BYTES) as u64;
+        Self { blocks, bytes, sections: Vec::new() }
+    }
+
+    /// What kind of place the end of the first `blocks` blocks is, which need not be at the boundary exactly: it is where
+    /// the next block, the first that differs, has one.
+    pub fn boundary(&self, blocks: u32) -> Boundary {
+        if blocks as usize >= self.blocks.len() {
+            return Boundary::Message;
+        }
+        let from = blocks.saturating_mul(BLOCK_BYTES as u32);
+        let next = self.sections.partition_point(|(start, _)| *start <= from);
+        let inside = next.checked_sub(1).and_then(|at| self.sections.get(at));
+        let ends = self.sections.get(next).is_some_and(|(start, _)| *start < from.saturating_add(BLOCK_BYTES as u32));
+        match inside {
+            Some((_, false)) => Boundary::Tools,
+            _ if ends => Boundary::Message,
+            _ => Boundary::Middle,
+        }
+    }
+}
+
+/// How the answer joins the prompt when it comes back in the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Joint {
+    /// As a message of the assistant.
+    Message,
+    /// As more of the same text.
+    Text,
+}
+
+/// Where hashing stopped, to go on with the answer. Holds up to 255 bytes of the prompt, which are shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Tail {
+    pub(super) joint: Joint,
+    pub(super) seed: u64,
+    pub(super) parent: u64,
+    /// Bytes of the last, partial block.
+    pub(super) rest: Vec<u8>,
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tail").field("joint", &self.joint).field("rest_bytes", &self.rest.len()).finish_non_exhaustive()
+    }
 }
 
 /// The prompts of one request: one, unless it is a batch, a reranking or the like. None for APIs that run no prompt.
@@ -62,158 +134,41 @@ pub struct Fingerprint {
     pub exact_tokens: Option<u64>,
     /// Hash of the model's name: what the bytes-per-token ratio is kept by.
     pub model: u64,
+    /// The pod computes the whole prompt, whatever its cache holds (`prompt_logprobs` of vLLM 0.32).
+    pub skips_cache: bool,
+    /// Hash of the name of the tenant who is charged for the index's memory; 0 is nobody.
+    pub tenant: u64,
+    pub(super) tail: Option<Box<Tail>>,
 }
 
 impl Fingerprint {
     /// Reads the prompts of a body.
     pub fn of(api: Api, anatomy: &Anatomy<'_>, seed: &Seed<'_>) -> Self {
-        let mut writer = Writer::new(seed.hash());
+        let traits = Traits::of(api, anatomy);
+        let mut writer = Writer::new(seed.hash() ^ traits.salt);
         if api.prefills() {
             canon::write(anatomy, &mut writer);
         }
-        writer.finish(xxh3_64(seed.model.as_bytes()))
+        let mut print = writer.finish(xxh3_64(seed.model.as_bytes()), traits.joint);
+        print.skips_cache = traits.skips_cache;
+        print
+    }
+
+    /// Prompts whose blocks are known already, of the model whose name has this hash.
+    pub fn of_chains(chains: Vec<Chain>, model: u64) -> Self {
+        let bytes = chains.iter().map(|chain| chain.bytes).sum();
+        Self { chains, bytes, model, ..Self::default() }
+    }
+
+    /// Names the tenant who is charged for what this prompt takes of the index.
+    #[must_use]
+    pub fn charged_to(mut self, tenant: &str) -> Self {
+        self.tenant = if tenant.is_empty() { 0 } else { xxh3_64(tenant.as_bytes()) };
+        self
     }
 
     /// Blocks of all prompts.
     pub fn blocks(&self) -> usize {
         self.chains.iter().map(|chain| chain.blocks.len()).sum()
-    }
-}
-
-/// Takes canonical bytes and cuts them into prompts.
-pub(super) struct Writer {
-    /// Bytes of the prompt that are not hashed yet.
-    buffer: Buffer,
-    hasher: BlockHasher,
-    /// Canonical bytes of prompts beyond the limits.
-    beyond: u64,
-    done: Vec<Chain>,
-    /// Only token ids so far?
-    ids_only: bool,
-}
-
-impl Writer {
-    fn new(seed: u64) -> Self {
-        Self { buffer: Buffer::default(), hasher: BlockHasher::new(seed), beyond: 0, done: Vec::new(), ids_only: true }
-    }
-
-    /// Is there no room for more blocks or prompts, so that further prompts need not be read?
-    pub(super) const fn is_full(&self) -> bool {
-        self.hasher.room == 0 || self.done.len() >= PROMPTS_MAX
-    }
-
-    /// A boundary of a kind; 0xFF occurs in no text, so no text can imitate it.
-    pub(super) fn mark(&mut self, kind: u8) {
-        self.ids_only = false;
-        self.buffer.push(&[0xFF, kind], &mut self.hasher);
-    }
-
-    /// One token id.
-    pub(super) fn id(&mut self, id: u32) {
-        self.buffer.push(&id.to_le_bytes(), &mut self.hasher);
-    }
-
-    /// Counts bytes of a prompt that is not read any more.
-    pub(super) const fn skip(&mut self, bytes: usize) {
-        self.beyond += bytes as u64;
-    }
-
-    /// Ends a prompt; an empty one is not kept.
-    pub(super) fn end_prompt(&mut self) {
-        self.hasher.drain(&mut self.buffer);
-        let rest = self.buffer.text().len();
-        self.buffer.consume(rest);
-        let mut chain = self.hasher.end();
-        chain.bytes += rest as u64;
-        if chain.bytes > 0 && self.done.len() < PROMPTS_MAX {
-            self.done.push(chain);
-        } else {
-            self.beyond += chain.bytes;
-        }
-    }
-
-    fn finish(mut self, model: u64) -> Fingerprint {
-        self.end_prompt();
-        let bytes = self.done.iter().map(|chain| chain.bytes).sum::<u64>() + self.beyond;
-        let exact_tokens = (self.ids_only && self.beyond == 0 && bytes > 0).then_some(bytes / 4);
-        Fingerprint { chains: self.done, bytes, exact_tokens, model }
-    }
-}
-
-impl crate::api::json::Sink for Writer {
-    fn put(&mut self, bytes: &[u8]) {
-        self.ids_only = false;
-        if bytes.len() < BLOCK_BYTES {
-            self.buffer.push(bytes, &mut self.hasher);
-        } else {
-            self.hasher.plain(&mut self.buffer, bytes);
-        }
-    }
-
-    fn decode(&mut self, raw: &[u8]) {
-        self.ids_only = false;
-        decode::decode(raw, &mut self.buffer, &mut self.hasher);
-    }
-
-    fn decode_to_quote(&mut self, text: &[u8]) -> usize {
-        self.ids_only = false;
-        decode::decode_to_quote(text, &mut self.buffer, &mut self.hasher)
-    }
-}
-
-/// Hashes whole blocks and chains the hashes.
-struct BlockHasher {
-    seed: u64,
-    /// What blocks are hashed with, made from the seed: quicker than a seed per block, which makes as much for each.
-    secret: [u8; SECRET_BYTES],
-    parent: u64,
-    room: usize,
-    chain: Chain,
-}
-
-impl BlockHasher {
-    fn new(seed: u64) -> Self {
-        let mut secret = [0; SECRET_BYTES];
-        for (index, word) in secret.chunks_exact_mut(8).enumerate() {
-            word.copy_from_slice(&xxh3_64_with_seed(&(index as u64).to_le_bytes(), seed).to_le_bytes());
-        }
-        Self { seed, secret, parent: seed, room: BLOCKS_MAX, chain: Chain::default() }
-    }
-
-    /// Hashes the whole blocks that `text` begins with; returns how many bytes they have.
-    fn blocks(&mut self, text: &[u8]) -> usize {
-        let (blocks, _) = text.as_chunks::<BLOCK_BYTES>();
-        for block in blocks.iter().take(self.room) {
-            let hash = xxh3_64_with_secret(block, &self.secret);
-            self.parent = xxh3_64_with_seed(&hash.to_le_bytes(), self.parent);
-            self.chain.blocks.push(self.parent);
-        }
-        self.room -= blocks.len().min(self.room);
-        self.chain.bytes += blocks.as_flattened().len() as u64;
-        blocks.as_flattened().len()
-    }
-
-    /// Ends the chain and begins the next.
-    fn end(&mut self) -> Chain {
-        self.parent = self.seed;
-        std::mem::take(&mut self.chain)
-    }
-}
-
-impl Drain for BlockHasher {
-    fn drain(&mut self, buffer: &mut Buffer) {
-        let used = self.blocks(buffer.text());
-        buffer.consume(used);
-    }
-
-    fn plain(&mut self, buffer: &mut Buffer, text: &[u8]) {
-        let begun = buffer.text().len() % BLOCK_BYTES;
-        let (first, rest) = text.split_at(text.len().min((BLOCK_BYTES - begun) % BLOCK_BYTES));
-        buffer.push(first, self);
-        if !rest.is_empty() {
-            self.drain(buffer);
-            let used = self.blocks(rest);
-            buffer.push(rest.get(used..).unwrap_or_default(), self);
-        }
     }
 }

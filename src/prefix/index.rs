@@ -2,51 +2,44 @@
 //! the pod can hold and in all by memory.
 //!
 //! A prompt is claimed for a pod at dispatch (so that the next one like it goes there too), confirmed at the first token,
-//! withdrawn if the pod failed. What usage says at the end is learnt: exact tokens of that prompt, bytes per token of the
-//! model, and what part of an expected hit the pod really had. Readers share a lock; every write is a few runs long.
+//! withdrawn if the pod failed, extended by its answer. What usage says at the end is learnt: exact tokens of that prompt,
+//! bytes per token of the model, and whether the believed hit came true ([`super::truth`]). Readers share a lock; every
+//! write is a few runs long.
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::RwLock;
 
 use crate::base::{PodId, Tokens};
 
-use super::Fingerprint;
-use super::fingerprint::{BLOCK_BYTES, Chain};
+use super::extension::Answered;
+use super::fingerprint::{BLOCK_BYTES, Fingerprint};
+use super::hits::Hits;
 use super::ratio::{PRIOR, Ratio};
-use super::run::{Exact, State, Tree};
+use super::scale::Scale;
+use super::slab::Map;
+use super::tree::{State, Tree};
+use super::truth::{Basis, Verdict, judge};
 
 /// Most models whose ratios are kept; further ones use the prior.
 const MODELS_MAX: usize = 1_024;
+/// Most prompts of one request that are looked up; the others count as not held.
+const LOOKED_UP_MAX: usize = 128;
 
 /// Bounds of the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Most memory the index may use, in bytes (its own estimate of live bytes).
     pub bytes_max: usize,
     /// Capacity assumed for a pod that has not told its own.
     pub pod_tokens: Tokens,
+    /// Part of the index's blocks above which one tenant's go first when room is needed, 0 to 1.
+    pub tenant_share: f64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes_max: 256 << 20, pod_tokens: Tokens(1 << 20) }
-    }
-}
-
-/// How much of a prompt each pod is thought to hold. Pods that hold nothing are not listed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hits {
-    /// Pod and depth in tokens, sorted by pod.
-    pub depths: Vec<(PodId, Tokens)>,
-    /// Estimated tokens of the whole request's prompts; exact for token ids and for a prompt seen before.
-    pub prompt_tokens: Tokens,
-}
-
-impl Hits {
-    /// Depth for one pod; 0 if it holds nothing.
-    pub fn depth(&self, pod: PodId) -> Tokens {
-        let found = self.depths.binary_search_by_key(&pod, |(holder, _)| *holder);
-        found.ok().and_then(|at| self.depths.get(at)).map_or(Tokens(0), |(_, depth)| *depth)
+        Self { bytes_max: 256 << 20, pod_tokens: Tokens(1 << 20), tenant_share: 0.5 }
     }
 }
 
@@ -57,6 +50,7 @@ pub struct Claim {
     pub pod: PodId,
     /// What the pod was thought to hold before, undiscounted.
     pub expected: Tokens,
+    basis: Basis,
     /// Which life of the pod's entry this belongs to: a wipe ends it.
     epoch: u64,
 }
@@ -70,32 +64,36 @@ pub struct Stats {
     pub bytes: usize,
     /// Pods with entries.
     pub pods: usize,
-    /// Blocks evicted so far, each pod's on its own: for room of the pod, or of the index.
+    /// Blocks evicted so far, each pod's on its own: for room of the pod, or of the index, or because a pod said so.
     pub evicted_blocks: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Room {
     capacity: Tokens,
     /// The pod hits whole blocks of this many tokens; 1 if unknown.
     block: Tokens,
+    /// Tokens of the capacity that other things than prompts take.
+    pinned: AtomicU64,
     epoch: u64,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    tree: Tree,
-    rooms: HashMap<PodId, Room>,
-    ratios: HashMap<u64, Ratio>,
+pub(super) struct Inner {
+    pub(super) tree: Tree,
+    rooms: Map<PodId, Room>,
+    pub(super) ratios: HashMap<u64, Ratio>,
     wipes: u64,
     evicted: u64,
+    /// Kept for its memory.
+    scratch: Hits,
 }
 
 /// The index. Shared by all request tasks.
 #[derive(Debug, Default)]
 pub struct Index {
     limits: Limits,
-    inner: RwLock<Inner>,
+    pub(super) inner: RwLock<Inner>,
 }
 
 impl Index {
@@ -106,52 +104,65 @@ impl Index {
 
     /// Depth for every pod that holds any of the prompt, and the estimate of the prompt's tokens.
     pub fn lookup(&self, prompt: &Fingerprint) -> Hits {
+        let mut hits = Hits::default();
+        self.lookup_into(prompt, &mut hits);
+        hits
+    }
+
+    /// The same into `hits`, whose memory is used again.
+    pub fn lookup_into(&self, prompt: &Fingerprint, hits: &mut Hits) {
         let inner = self.inner.read();
         let ratio = inner.ratio(prompt);
-        let mut hits = Hits::default();
-        for chain in &prompt.chains {
-            let (depths, exact) = inner.tree.depths(&chain.blocks);
-            let tokens = estimate(prompt, chain, exact, ratio);
-            hits.prompt_tokens += tokens;
-            for (pod, depth) in depths {
-                let kept = held(chain, tokens, depth, inner.block(pod)).0 as f64 * ratio.kept();
-                match hits.depths.binary_search_by_key(&pod, |(known, _)| *known) {
-                    Ok(at) => hits.depths.iter_mut().skip(at).take(1).for_each(|hit| hit.1 += Tokens(kept as u64)),
-                    Err(at) => hits.depths.insert(at, (pod, Tokens(kept as u64))),
-                }
+        hits.clear();
+        let mut total = Tokens(0);
+        for (number, chain) in prompt.chains.iter().enumerate() {
+            let looked_up = if number < LOOKED_UP_MAX { &chain.blocks[..] } else { &[] };
+            inner.tree.path(looked_up, &mut hits.path);
+            let bytes_per_token = ratio.bytes_per_token();
+            hits.scale.set(&inner.tree, &hits.path, chain, bytes_per_token, prompt.exact_tokens.is_some());
+            total += hits.scale.total();
+            if prompt.skips_cache || hits.path.is_empty() {
+                continue;
             }
+            hits.gather(&inner.tree, number as u32);
+            let scale = std::mem::take(&mut hits.scale);
+            let mut last = None;
+            for found in hits.found_mut().iter_mut().filter(|found| found.chain == number as u32) {
+                let key = (found.held, inner.block(found.pod));
+                // Most pods hold the same and have the same blocks.
+                let (_, (hit, coming)) = last.filter(|(known, _)| *known == key).unwrap_or_else(|| {
+                    let basis = Basis::new(chain, &scale, &key.0, key.1);
+                    (key, basis.worth(&ratio))
+                });
+                last = Some((key, (hit, coming)));
+                found.hit += hit;
+                found.coming += coming;
+            }
+            hits.scale = scale;
         }
-        if let Some(exact) = prompt.exact_tokens {
-            hits.prompt_tokens = Tokens(exact);
-        }
-        hits
+        hits.prompt_tokens = prompt.exact_tokens.map_or(total, Tokens);
     }
 
     /// Books the prompt on a pod at dispatch: lookups see it there from now on.
     pub fn claim(&self, prompt: &Fingerprint, pod: PodId) -> Claim {
         let mut inner = self.inner.write();
+        let inner = &mut *inner;
         let epoch = inner.room(pod, &self.limits).epoch;
-        let ratio = inner.ratio(prompt);
-        let mut expected = Tokens(0);
+        let (expected, basis) = inner.basis(prompt, pod);
+        let tenant = inner.tree.tenants.place(prompt.tenant);
         for chain in &prompt.chains {
-            let (depths, exact) = inner.tree.depths(&chain.blocks);
-            let depth = depths.binary_search_by_key(&pod, |(known, _)| *known).ok().and_then(|at| depths.get(at));
-            let tokens = estimate(prompt, chain, exact, ratio);
-            expected += depth.map_or(Tokens(0), |(_, depth)| held(chain, tokens, *depth, inner.block(pod)));
-            inner.tree.insert(&chain.blocks, pod, State::Claimed);
+            inner.tree.insert(&chain.blocks, pod, State::Claimed, tenant);
         }
-        self.fit(&mut inner, prompt, pod);
-        Claim { pod, expected, epoch }
+        self.fit(inner, prompt, pod);
+        Claim { pod, expected, basis, epoch }
     }
 
     /// The pod has the prompt: its first token was seen.
     pub fn confirm(&self, prompt: &Fingerprint, claim: Claim) {
         let mut inner = self.inner.write();
+        let inner = &mut *inner;
         if inner.is_current(claim) {
-            for chain in &prompt.chains {
-                inner.tree.insert(&chain.blocks, claim.pod, State::Confirmed);
-            }
-            self.fit(&mut inner, prompt, claim.pod);
+            self.enter(inner, prompt, claim.pod);
         }
     }
 
@@ -165,21 +176,52 @@ impl Index {
         }
     }
 
-    /// What the pod's usage said at the end; `cached` is `None` if it does not tell.
+    /// What the pod's usage said at the end; `cached` is `None` if it does not tell, or if it got KV from another pod. The
+    /// prompt counts as used just now: this is when the pod lets go of it.
     pub fn learn(&self, prompt: &Fingerprint, claim: Claim, prompt_tokens: Tokens, cached: Option<Tokens>) {
         let mut inner = self.inner.write();
         let inner = &mut *inner;
-        if inner.ratios.len() < MODELS_MAX || inner.ratios.contains_key(&prompt.model) {
-            let ratio = inner.ratios.entry(prompt.model).or_default();
-            if prompt.exact_tokens.is_none() {
-                ratio.learn(prompt.bytes, prompt_tokens.0);
-            }
-            if let Some(cached) = cached {
-                ratio.learn_hit(claim.expected.0, cached.0);
-            }
+        let is_known = inner.ratios.len() < MODELS_MAX || inner.ratios.contains_key(&prompt.model);
+        if is_known && prompt.exact_tokens.is_none() {
+            inner.ratios.entry(prompt.model).or_default().learn(prompt.bytes, prompt_tokens.0);
         }
-        if let [chain] = prompt.chains.as_slice() {
-            inner.tree.note(&chain.blocks, chain.bytes, prompt_tokens.0);
+        if !inner.is_current(claim) {
+            return;
+        }
+        self.enter(inner, prompt, claim.pod);
+        let [chain] = prompt.chains.as_slice() else { return };
+        inner.tree.note(&chain.blocks, chain.bytes, prompt_tokens.0);
+        let Some(cached) = cached.filter(|_| !prompt.skips_cache) else { return };
+        let part = cached.0 as f64 / prompt_tokens.0.max(1) as f64;
+        let hit_blocks = (part * chain.bytes as f64 / BLOCK_BYTES as f64) as usize;
+        let verdict = judge(&claim.basis, cached.0, inner.block(claim.pod));
+        match verdict {
+            Verdict::Evicted => {
+                inner.evicted += inner.tree.evict_unused_since(claim.pod, claim.basis.touched);
+            }
+            Verdict::Kept { solid, tail } if is_known => {
+                inner.ratios.entry(prompt.model).or_default().learn_kept(claim.basis.boundary, solid, tail);
+            }
+            _ => {}
+        }
+        inner.tree.prove(&chain.blocks, hit_blocks, claim.pod, verdict == Verdict::Evicted);
+    }
+
+    /// The answer ended well: the pod holds it behind its prompt. `tokens` are those of prompt and answer, if told.
+    pub fn extend(&self, prompt: &Fingerprint, claim: Claim, answer: &Answered, tokens: Option<Tokens>) {
+        let [chain] = prompt.chains.as_slice() else { return };
+        let mut inner = self.inner.write();
+        let inner = &mut *inner;
+        if inner.is_current(claim) {
+            let mut blocks = Vec::with_capacity(chain.blocks.len() + answer.blocks.len());
+            blocks.extend_from_slice(&chain.blocks);
+            blocks.extend_from_slice(&answer.blocks);
+            let tenant = inner.tree.tenants.place(prompt.tenant);
+            inner.tree.insert(&blocks, claim.pod, State::Generated, tenant);
+            if let Some(tokens) = tokens {
+                inner.tree.note(&blocks, answer.bytes, tokens.0);
+            }
+            self.fit(inner, prompt, claim.pod);
         }
     }
 
@@ -200,11 +242,25 @@ impl Index {
         self.inner.write().rooms.remove(&pod);
     }
 
+    /// Forgets the pods that are not kept.
+    pub fn keep(&self, is_kept: impl Fn(PodId) -> bool) {
+        let gone: Vec<_> = self.inner.read().rooms.keys().copied().filter(|pod| !is_kept(*pod)).collect();
+        gone.into_iter().for_each(|pod| self.remove(pod));
+    }
+
     /// Sets what a pod can hold and its cache block size, both in tokens (`vllm:cache_config_info`).
     pub fn set_capacity(&self, pod: PodId, capacity: Tokens, block: Tokens) {
         let mut inner = self.inner.write();
         let room = inner.room(pod, &self.limits);
-        *room = Room { capacity, block: Tokens(block.0.max(1)), epoch: room.epoch };
+        (room.capacity, room.block) = (capacity, Tokens(block.0.max(1)));
+    }
+
+    /// Sets what running requests take of a pod's capacity beside their prompts: the tokens they have generated so far.
+    /// Counts from the next claim on. Nothing happens for a pod that was never claimed.
+    pub fn set_pinned(&self, pod: PodId, pinned: Tokens) {
+        if let Some(room) = self.inner.read().rooms.get(&pod) {
+            room.pinned.store(pinned.0, Relaxed);
+        }
     }
 
     /// Size now.
@@ -213,38 +269,50 @@ impl Index {
         Stats {
             blocks: inner.tree.blocks(),
             bytes: inner.tree.bytes(),
-            pods: inner.tree.pods().len(),
+            pods: inner.tree.pods.len(),
             evicted_blocks: inner.evicted,
         }
     }
 
     /// Blocks a pod is thought to hold, over all prompts.
     pub fn pod_blocks(&self, pod: PodId) -> u64 {
-        self.inner.read().tree.pods().get(&pod).map_or(0, |holding| holding.blocks)
+        self.inner.read().tree.pods.get(&pod).map_or(0, |holding| holding.blocks)
+    }
+
+    /// Enters the prompt as computed by the pod.
+    pub(super) fn enter(&self, inner: &mut Inner, prompt: &Fingerprint, pod: PodId) {
+        let tenant = inner.tree.tenants.place(prompt.tenant);
+        for chain in &prompt.chains {
+            inner.tree.insert(&chain.blocks, pod, State::Confirmed, tenant);
+        }
+        self.fit(inner, prompt, pod);
     }
 
     /// Evicts until the pod is within its capacity and the index within its memory.
     fn fit(&self, inner: &mut Inner, prompt: &Fingerprint, pod: PodId) {
         let bytes_per_token = inner.ratio(prompt).bytes_per_token();
-        let capacity = inner.room(pod, &self.limits).capacity.0 as f64;
-        let keep = (capacity * bytes_per_token / BLOCK_BYTES as f64) as u64;
+        let room = inner.room(pod, &self.limits);
+        // However much is pinned, what is dispatched now finds room or waits for it.
+        let free = room.capacity.less(Tokens(room.pinned.load(Relaxed))).0.max(room.capacity.0 / 16);
+        let keep = (free as f64 * bytes_per_token / BLOCK_BYTES as f64) as u64;
         inner.evicted += inner.tree.evict(pod, keep);
-        while inner.tree.bytes() > self.limits.bytes_max {
-            let largest = inner.tree.pods().iter().max_by_key(|(pod, holding)| (holding.blocks, **pod));
-            let Some((pod, blocks)) = largest.map(|(pod, holding)| (*pod, holding.blocks)) else { break };
-            let evicted = inner.tree.evict(pod, blocks - blocks.div_ceil(16));
-            inner.evicted += evicted;
-            if evicted == 0 {
-                break;
-            }
-        }
+        self.fit_memory(inner);
+    }
+
+    pub(super) fn fit_memory(&self, inner: &mut Inner) {
+        inner.evicted += inner.tree.reclaim(self.limits.bytes_max, self.limits.tenant_share);
     }
 }
 
 impl Inner {
     fn room(&mut self, pod: PodId, limits: &Limits) -> &mut Room {
         let epoch = self.wipes;
-        self.rooms.entry(pod).or_insert(Room { capacity: limits.pod_tokens, block: Tokens(1), epoch })
+        self.rooms.entry(pod).or_insert_with(|| Room {
+            capacity: limits.pod_tokens,
+            block: Tokens(1),
+            pinned: AtomicU64::new(0),
+            epoch,
+        })
     }
 
     fn is_current(&self, claim: Claim) -> bool {
@@ -260,23 +328,27 @@ impl Inner {
         let known = self.ratios.get(&prompt.model).copied().unwrap_or_default();
         if prompt.exact_tokens.is_some() { known.with_bytes_per_token(PRIOR) } else { known }
     }
-}
 
-/// Tokens of one prompt: counted from the deepest exact usage on its way, if there is one.
-fn estimate(prompt: &Fingerprint, chain: &Chain, exact: Option<Exact>, ratio: Ratio) -> Tokens {
-    let by_bytes = |bytes: f64| bytes / ratio.bytes_per_token();
-    let tokens = match exact.filter(|_| prompt.exact_tokens.is_none()) {
-        Some(exact) => exact.tokens as f64 + by_bytes(chain.bytes as f64 - exact.bytes as f64),
-        None => by_bytes(chain.bytes as f64),
-    };
-    Tokens(tokens.max(1.0) as u64)
-}
-
-/// Tokens of a hit of `depth` blocks, in whole blocks of the pod; the last token of a prompt is always computed.
-fn held(chain: &Chain, tokens: Tokens, depth: u32, block: Tokens) -> Tokens {
-    let part = f64::from(depth) * BLOCK_BYTES as f64 / (chain.bytes.max(1)) as f64;
-    let hit = ((tokens.0 as f64 * part) as u64).min(tokens.0.saturating_sub(1));
-    Tokens(hit - hit % block.0.max(1))
+    /// What the pod is believed to hold of the request's prompts; in detail if it is one.
+    fn basis(&mut self, prompt: &Fingerprint, pod: PodId) -> (Tokens, Basis) {
+        let (block, bytes_per_token) = (self.block(pod), self.ratio(prompt).bytes_per_token());
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let (mut expected, mut basis) = (0, Basis::default());
+        for chain in prompt.chains.iter().filter(|_| !prompt.skips_cache) {
+            self.tree.path(&chain.blocks, &mut scratch.path);
+            let place = self.tree.place(&scratch.path, pod);
+            if place.held.depth == 0 {
+                continue;
+            }
+            let scale: &mut Scale = &mut scratch.scale;
+            scale.set(&self.tree, &scratch.path, chain, bytes_per_token, prompt.exact_tokens.is_some());
+            let proven = scale.hit(place.held.proven, block);
+            basis = Basis { proven, touched: place.touched, ..Basis::new(chain, scale, &place.held, block) };
+            expected += basis.solid + basis.tail + basis.coming;
+        }
+        self.scratch = scratch;
+        (Tokens(expected), basis)
+    }
 }
 
 #[cfg(test)]

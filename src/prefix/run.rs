@@ -1,443 +1,195 @@
-//! Runs of blocks: a path-compressed tree of prompts, and per pod how deep into each run it holds KV. Pure bookkeeping in
-//! blocks; tokens, claims as the caller sees them and locks are in [`super::index`].
+//! What a run of blocks is made of: a stretch of prompts without a branch, who holds how much of it, and the exact tokens
+//! of prompts that ended in it. Depths inside a run are counted in blocks from its start.
 //!
-//! Invariants, tested on random histories: a pod that holds any of a run holds all runs above it; a run exists only while
-//! someone holds a part of it or has children; a pod's blocks never exceed its capacity after an insert. Eviction takes a
-//! pod's least recently used run from its tail; since touching a run touches all above it, that is leaf first, as in vLLM.
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
-
+//! Runs refer to each other by number, so that a run is one small piece of memory; [`super::tree`] keeps the numbers right.
 use crate::base::PodId;
 
+/// No run.
+pub(super) const NONE: u32 = u32::MAX;
 /// Marks of exact usage kept per run; older ones make room.
-const EXACT_MAX: usize = 4;
-const NONE: u32 = u32::MAX;
-
-/// Block hashes are random already: they hash as themselves.
-#[derive(Default)]
-pub(super) struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = xxhash_rust::xxh3::xxh3_64_with_seed(bytes, self.0);
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
+const EXACT_MAX: usize = 8;
 
 /// Exact tokens of a prompt that ended in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Exact {
     /// Blocks of the run it covers.
-    depth: u32,
+    pub(super) depth: u16,
     /// Canonical bytes of that prompt.
-    pub(super) bytes: u64,
+    pub(super) bytes: u32,
     /// Its tokens.
-    pub(super) tokens: u64,
+    pub(super) tokens: u32,
 }
 
+/// How much of a run, or of a whole chain, a pod holds, in blocks: `proven <= prompted <= ready <= depth`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Depths<T> {
+    /// Held, or promised by a request that is on its way.
+    pub(super) depth: T,
+    /// There: computed for a prompt, or generated.
+    pub(super) ready: T,
+    /// Computed for a prompt, so that the pod saw these very tokens.
+    pub(super) prompted: T,
+    /// The pod once reported a hit this deep.
+    pub(super) proven: T,
+}
+
+impl<T: Copy + Ord> Depths<T> {
+    fn map(self, cut: impl Fn(T) -> T) -> Self {
+        Self { depth: cut(self.depth), ready: cut(self.ready), prompted: cut(self.prompted), proven: cut(self.proven) }
+    }
+
+    /// What is left of it within `most` blocks.
+    pub(super) fn within(self, most: T) -> Self {
+        self.map(|depth| depth.min(most))
+    }
+}
+
+/// One pod's part of a run.
 #[derive(Clone, Copy, Debug)]
-struct Holder {
-    pod: PodId,
-    /// Blocks of the run held or promised.
-    depth: u32,
-    /// Blocks of the run known to be there.
-    confirmed: u32,
-    /// Claims that reach beyond `confirmed`.
-    claims: u32,
+pub(super) struct Holder {
+    pub(super) pod: PodId,
+    /// The pod's next run towards its most recently used, and towards its least recently used.
+    pub(super) newer: u32,
+    pub(super) older: u32,
+    /// Claims that reach beyond what is ready.
+    pub(super) claims: u16,
+    pub(super) held: Depths<u16>,
     /// When it was touched last, in inserts.
-    touched: u64,
+    pub(super) touched: u64,
 }
 
+/// A run.
 #[derive(Debug, Default)]
-struct Run {
-    blocks: Vec<u64>,
+pub(super) struct Run {
+    pub(super) blocks: Vec<u64>,
+    /// Sorted by pod.
+    pub(super) holders: Vec<Holder>,
+    /// Sorted by depth.
+    pub(super) exact: Vec<Exact>,
     /// Blocks above this run.
-    start: u32,
-    parent: u32,
-    /// Place in the parent's list of children.
-    slot: u32,
-    children: Vec<u32>,
-    holders: Vec<Holder>,
-    exact: Vec<Exact>,
+    pub(super) start: u32,
+    pub(super) parent: u32,
+    /// The first run below, and this run's neighbours among the runs below its parent.
+    pub(super) child: u32,
+    pub(super) next: u32,
+    pub(super) prev: u32,
+    /// Who is charged for its memory.
+    pub(super) tenant: u16,
+    /// Touched since the sweep for memory came by.
+    pub(super) is_used: bool,
 }
 
 impl Run {
-    fn len(&self) -> u32 {
-        self.blocks.len() as u32
+    pub(super) const fn new(blocks: Vec<u64>, start: u32, parent: u32, tenant: u16) -> Self {
+        Self {
+            blocks,
+            holders: Vec::new(),
+            exact: Vec::new(),
+            start,
+            parent,
+            child: NONE,
+            next: NONE,
+            prev: NONE,
+            tenant,
+            is_used: true,
+        }
     }
 
-    fn holder(&mut self, pod: PodId) -> Option<&mut Holder> {
-        self.holders.iter_mut().find(|holder| holder.pod == pod)
+    pub(super) const fn len(&self) -> u16 {
+        self.blocks.len() as u16
     }
 
-    fn common(&self, blocks: &[u64]) -> u32 {
-        self.blocks.iter().zip(blocks).take_while(|(own, other)| own == other).count() as u32
+    pub(super) const fn is_leaf(&self) -> bool {
+        self.child == NONE
+    }
+
+    pub(super) fn holder(&self, pod: PodId) -> Option<&Holder> {
+        let at = self.holders.binary_search_by_key(&pod, |holder| holder.pod).ok()?;
+        self.holders.get(at)
+    }
+
+    pub(super) fn holder_mut(&mut self, pod: PodId) -> Option<&mut Holder> {
+        let at = self.holders.binary_search_by_key(&pod, |holder| holder.pod).ok()?;
+        self.holders.get_mut(at)
+    }
+
+    /// Blocks of the run that anybody holds.
+    pub(super) fn deepest(&self) -> u16 {
+        self.holders.iter().map(|holder| holder.held.depth).max().unwrap_or(0)
+    }
+
+    /// Blocks that the run and a chain have in common. Hashes are chained: where two are equal, so is all before, and most
+    /// often a run is either left at its end or not begun.
+    pub(super) fn common(&self, chain: &[u64]) -> u16 {
+        let most = self.blocks.len().min(chain.len());
+        let is_same = |at: usize| self.blocks.get(at) == chain.get(at);
+        if most == 0 || is_same(most - 1) {
+            return most as u16;
+        }
+        let (mut low, mut high) = (0, most - 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if is_same(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low as u16
+    }
+
+    /// Puts more blocks at its end.
+    pub(super) fn extend(&mut self, blocks: &[u64]) {
+        self.blocks.reserve_exact(blocks.len());
+        self.blocks.extend_from_slice(blocks);
+    }
+
+    /// Cuts the run after `at` blocks and returns its first part; the links of both are the caller's to mend.
+    pub(super) fn cut(&mut self, at: u16) -> Self {
+        let tail = self.blocks.split_off(usize::from(at));
+        let mut head = Self::new(std::mem::replace(&mut self.blocks, tail), self.start, self.parent, self.tenant);
+        head.blocks.shrink_to_fit();
+        head.is_used = self.is_used;
+        self.start += u32::from(at);
+        let is_below = |exact: &Exact| exact.depth > at;
+        head.exact = self.exact.iter().copied().filter(|exact| !is_below(exact)).collect();
+        self.exact = self.exact.iter().filter(|exact| is_below(exact)).map(|exact| exact.less(at)).collect();
+        head.holders = self.holders.iter().map(|holder| Holder { held: holder.held.within(at), ..*holder }).collect();
+        self.holders.retain(|holder| holder.held.depth > at);
+        self.holders.shrink_to_fit();
+        for holder in &mut self.holders {
+            holder.held = holder.held.map(|depth| depth.saturating_sub(at));
+            // Which claims reach below the cut is not known. One at least does; a claim too few is mended when the
+            // request it stood for answers, one too many would promise blocks for ever.
+            holder.claims = holder.claims.min(1);
+            if holder.held.ready == holder.held.depth {
+                holder.claims = 0;
+            }
+        }
+        for holder in &mut head.holders {
+            if holder.held.ready == holder.held.depth {
+                holder.claims = 0;
+            }
+        }
+        head
+    }
+
+    /// Notes the exact tokens of a prompt that ends here. Returns how many notes more there are.
+    pub(super) fn note(&mut self, exact: Exact) -> usize {
+        let before = self.exact.len();
+        self.exact.retain(|other| other.depth != exact.depth);
+        if self.exact.len() >= EXACT_MAX {
+            self.exact.remove(0);
+        }
+        let at = self.exact.partition_point(|other| other.depth < exact.depth);
+        self.exact.reserve_exact(1);
+        self.exact.insert(at, exact);
+        self.exact.len().saturating_sub(before)
     }
 }
 
-/// What one pod holds.
-#[derive(Debug, Default)]
-pub(super) struct Holding {
-    /// Blocks, over all runs.
-    pub(super) blocks: u64,
-    /// Runs by recency, deeper first among equals.
-    order: BTreeSet<(u64, Reverse<u32>, u32)>,
-}
-
-/// Is an insert a promise or a fact?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// The request was dispatched.
-    Claimed,
-    /// The pod has answered.
-    Confirmed,
-}
-
-/// The tree, and who holds what.
-#[derive(Debug, Default)]
-pub(super) struct Tree {
-    runs: Vec<Run>,
-    free: Vec<u32>,
-    heads: HashMap<u64, u32, BuildHasherDefault<AsIs>>,
-    pods: HashMap<PodId, Holding>,
-    clock: u64,
-    blocks: usize,
-    entries: usize,
-}
-
-impl Tree {
-    /// Distinct blocks.
-    pub(super) const fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    /// Estimated live bytes: blocks, runs with their place in the map, holders with their place in the order.
-    pub(super) fn bytes(&self) -> usize {
-        let runs = self.runs.len() - self.free.len();
-        self.blocks * 8 + runs * (size_of::<Run>() + 32) + self.entries * (size_of::<Holder>() + 32)
-    }
-
-    /// What each pod holds.
-    pub(super) const fn pods(&self) -> &HashMap<PodId, Holding> {
-        &self.pods
-    }
-
-    /// Runs along a chain and how many blocks of each match.
-    fn path(&self, chain: &[u64]) -> Vec<(u32, u32)> {
-        let mut path = Vec::new();
-        let (mut rest, mut parent) = (chain, NONE);
-        while let Some(id) = rest.first().and_then(|head| self.heads.get(head)) {
-            let Some(run) = self.runs.get(*id as usize).filter(|run| run.parent == parent) else { break };
-            let matched = run.common(rest);
-            path.push((*id, matched));
-            if matched < run.len() {
-                break;
-            }
-            parent = *id;
-            rest = rest.get(matched as usize..).unwrap_or_default();
-        }
-        path
-    }
-
-    /// For every pod, sorted by pod: how many blocks of the chain it holds; and the deepest exact usage on the way.
-    pub(super) fn depths(&self, chain: &[u64]) -> (Vec<(PodId, u32)>, Option<Exact>) {
-        let mut depths: Vec<(PodId, u32)> = Vec::new();
-        let mut exact = None;
-        for (id, matched) in self.path(chain) {
-            let Some(run) = self.runs.get(id as usize) else { break };
-            for holder in &run.holders {
-                let depth = run.start + holder.depth.min(matched);
-                match depths.binary_search_by_key(&holder.pod, |(pod, _)| *pod) {
-                    Ok(at) => depths.iter_mut().skip(at).take(1).for_each(|entry| entry.1 = depth),
-                    Err(at) => depths.insert(at, (holder.pod, depth)),
-                }
-            }
-            let here = run.exact.iter().filter(|exact| exact.depth <= matched).max_by_key(|exact| exact.depth);
-            exact = here.copied().or(exact);
-        }
-        (depths, exact)
-    }
-
-    /// Makes `pod` hold the whole chain, as its most recently used.
-    pub(super) fn insert(&mut self, chain: &[u64], pod: PodId, state: State) {
-        self.clock += 1;
-        let (mut rest, mut parent) = (chain, NONE);
-        while let Some(head) = rest.first() {
-            let (id, covered) = match self.heads.get(head).copied() {
-                Some(id) if self.run(id).is_some_and(|run| run.parent == parent) => (id, self.fit(id, rest)),
-                Some(_) => return,
-                None => (self.branch(parent, rest), rest.len() as u32),
-            };
-            self.touch(id, pod, covered, state);
-            rest = rest.get(covered.max(1) as usize..).unwrap_or_default();
-            parent = id;
-        }
-    }
-
-    fn run(&self, id: u32) -> Option<&Run> {
-        self.runs.get(id as usize)
-    }
-
-    /// Makes a run and a chain that begin alike end alike: the run is split where they part, or, if nothing is below it,
-    /// extended to the chain's end. Returns how many blocks they share now.
-    fn fit(&mut self, id: u32, chain: &[u64]) -> u32 {
-        let Some(run) = self.runs.get_mut(id as usize) else { return 0 };
-        let common = run.common(chain);
-        let beyond = chain.get(common as usize..).unwrap_or_default();
-        if common < run.len() {
-            if !beyond.is_empty() {
-                self.split(id, common);
-            }
-            return common;
-        }
-        if run.children.is_empty() {
-            run.blocks.extend_from_slice(beyond);
-            self.blocks += beyond.len();
-        }
-        run.blocks.len().min(chain.len()) as u32
-    }
-
-    /// A new run below `parent`.
-    fn branch(&mut self, parent: u32, blocks: &[u64]) -> u32 {
-        self.blocks += blocks.len();
-        let start = self.run(parent).map_or(0, |run| run.start + run.len());
-        self.add(Run { blocks: blocks.to_vec(), start, parent, ..Run::default() })
-    }
-
-    fn add(&mut self, mut run: Run) -> u32 {
-        let id = self.free.pop().unwrap_or(self.runs.len() as u32);
-        if let Some(head) = run.blocks.first() {
-            self.heads.insert(*head, id);
-        }
-        if let Some(parent) = self.runs.get_mut(run.parent as usize) {
-            run.slot = parent.children.len() as u32;
-            parent.children.push(id);
-        }
-        match self.runs.get_mut(id as usize) {
-            Some(free) => *free = run,
-            None => self.runs.push(run),
-        }
-        id
-    }
-
-    /// Cuts a run in two, so that another can branch off after `at` blocks. Who holds the rest keeps it, as recent as it was.
-    fn split(&mut self, id: u32, at: u32) {
-        let Some(run) = self.runs.get_mut(id as usize) else { return };
-        let blocks = run.blocks.split_off(at as usize);
-        run.blocks.shrink_to_fit();
-        let start = run.start + at;
-        let children = std::mem::take(&mut run.children);
-        let mut holders = Vec::new();
-        for holder in run.holders.iter_mut().filter(|holder| holder.depth > at) {
-            let (depth, confirmed) = (holder.depth - at, holder.confirmed.saturating_sub(at));
-            holders.push(Holder { depth, confirmed, ..*holder });
-            holder.depth = at;
-            holder.confirmed = holder.confirmed.min(at);
-        }
-        let (exact, kept): (Vec<Exact>, Vec<Exact>) = run.exact.drain(..).partition(|exact| exact.depth > at);
-        run.exact = kept;
-        let exact = exact.into_iter().map(|exact| Exact { depth: exact.depth - at, ..exact }).collect();
-        self.entries += holders.len();
-        let order: Vec<_> = holders.iter().map(|holder| (holder.pod, holder.touched)).collect();
-        let tail = self.add(Run { blocks, start, parent: id, slot: 0, children, holders, exact });
-        for (pod, touched) in order {
-            self.pods.entry(pod).or_default().order.insert((touched, Reverse(start), tail));
-        }
-        let moved = self.run(tail).map(|run| run.children.clone()).unwrap_or_default();
-        for child in moved {
-            if let Some(child) = self.runs.get_mut(child as usize) {
-                child.parent = tail;
-            }
-        }
-    }
-
-    fn touch(&mut self, id: u32, pod: PodId, depth: u32, state: State) {
-        let clock = self.clock;
-        let Some(run) = self.runs.get_mut(id as usize) else { return };
-        let start = Reverse(run.start);
-        let holding = self.pods.entry(pod).or_default();
-        if run.holder(pod).is_none() {
-            run.holders.push(Holder { pod, depth: 0, confirmed: 0, claims: 0, touched: clock });
-            self.entries += 1;
-        }
-        let Some(holder) = run.holder(pod) else { return };
-        holding.order.remove(&(holder.touched, start, id));
-        holding.order.insert((clock, start, id));
-        holding.blocks += u64::from(depth.saturating_sub(holder.depth));
-        holder.touched = clock;
-        holder.depth = holder.depth.max(depth);
-        match state {
-            State::Claimed => holder.claims += u32::from(depth > holder.confirmed),
-            State::Confirmed => {
-                holder.confirmed = holder.confirmed.max(depth);
-                holder.claims = if holder.confirmed >= holder.depth { 0 } else { holder.claims.saturating_sub(1) };
-            }
-        }
-    }
-
-    /// Takes back one claim on the chain: what no other claim or fact covers is forgotten, deepest first.
-    pub(super) fn withdraw(&mut self, chain: &[u64], pod: PodId) {
-        for (id, matched) in self.path(chain).into_iter().rev() {
-            let Some(holder) = self.runs.get_mut(id as usize).and_then(|run| run.holder(pod)) else { continue };
-            if matched <= holder.confirmed {
-                continue;
-            }
-            holder.claims = holder.claims.saturating_sub(1);
-            let (claims, confirmed) = (holder.claims, holder.confirmed);
-            if claims == 0 {
-                self.forget_below(id, pod);
-                self.shrink(id, pod, confirmed);
-            }
-        }
-    }
-
-    /// Drops what the pod holds in the runs below `id`.
-    fn forget_below(&mut self, id: u32, pod: PodId) {
-        let mut below = self.run(id).map(|run| run.children.clone()).unwrap_or_default();
-        let mut held = Vec::new();
-        while let Some(child) = below.pop() {
-            let Some(run) = self.runs.get_mut(child as usize) else { continue };
-            if run.holder(pod).is_some() {
-                below.extend_from_slice(&run.children);
-                held.push(child);
-            }
-        }
-        for child in held.into_iter().rev() {
-            self.shrink(child, pod, 0);
-        }
-    }
-
-    /// Lessens what the pod holds of a run to `depth`, and drops what nobody holds any more. Nothing below may be held.
-    fn shrink(&mut self, id: u32, pod: PodId, depth: u32) {
-        let Some(run) = self.runs.get_mut(id as usize) else { return };
-        let start = Reverse(run.start);
-        let Some(at) = run.holders.iter().position(|holder| holder.pod == pod) else { return };
-        let Some(holder) = run.holders.get_mut(at) else { return };
-        let less = holder.depth.saturating_sub(depth);
-        holder.depth -= less;
-        holder.confirmed = holder.confirmed.min(depth);
-        let (is_gone, key) = (holder.depth == 0, (holder.touched, start, id));
-        if let Some(holding) = self.pods.get_mut(&pod) {
-            holding.blocks -= u64::from(less);
-            if is_gone {
-                holding.order.remove(&key);
-                self.entries -= 1;
-                run.holders.swap_remove(at);
-            }
-        }
-        self.tidy(id);
-    }
-
-    /// Drops blocks and runs that nobody holds, upwards from `id`.
-    fn tidy(&mut self, mut id: u32) {
-        while let Some(run) = self.runs.get_mut(id as usize).filter(|run| run.children.is_empty()) {
-            let deepest = run.holders.iter().map(|holder| holder.depth).max().unwrap_or(0);
-            self.blocks -= run.blocks.len() - deepest as usize;
-            if deepest > 0 {
-                run.blocks.truncate(deepest as usize);
-                run.exact.retain(|exact| exact.depth <= deepest);
-                return;
-            }
-            let run = std::mem::take(run);
-            if let Some(head) = run.blocks.first() {
-                self.heads.remove(head);
-            }
-            self.free.push(id);
-            self.unlink(run.parent, run.slot);
-            id = run.parent;
-        }
-    }
-
-    fn unlink(&mut self, parent: u32, slot: u32) {
-        let Some(parent) = self.runs.get_mut(parent as usize) else { return };
-        parent.children.swap_remove(slot as usize);
-        let moved = parent.children.get(slot as usize).copied();
-        if let Some(child) = moved.and_then(|child| self.runs.get_mut(child as usize)) {
-            child.slot = slot;
-        }
-    }
-
-    /// Evicts a pod's least recently used blocks until it holds at most `keep`. Returns how many went.
-    pub(super) fn evict(&mut self, pod: PodId, keep: u64) -> u64 {
-        let mut evicted = 0;
-        while let Some(holding) = self.pods.get(&pod) {
-            let excess = holding.blocks.saturating_sub(keep);
-            let Some((_, _, id)) = holding.order.first().copied().filter(|_| excess > 0) else { break };
-            let Some(depth) = self.runs.get_mut(id as usize).and_then(|run| run.holder(pod)).map(|holder| holder.depth)
-            else {
-                break;
-            };
-            let less = u64::from(depth).min(excess);
-            self.shrink(id, pod, depth - less as u32);
-            evicted += less;
-        }
-        evicted
-    }
-
-    /// Forgets a pod.
-    pub(super) fn wipe(&mut self, pod: PodId) {
-        self.evict(pod, 0);
-        self.pods.remove(&pod);
-    }
-
-    /// Notes the exact tokens of a prompt that ends with this chain, if the chain is known whole.
-    pub(super) fn note(&mut self, chain: &[u64], bytes: u64, tokens: u64) {
-        let Some((id, depth)) = self.path(chain).last().copied() else { return };
-        let Some(run) = self.runs.get_mut(id as usize) else { return };
-        if (run.start + depth) as usize != chain.len() {
-            return;
-        }
-        run.exact.retain(|exact| exact.depth != depth);
-        if run.exact.len() >= EXACT_MAX {
-            run.exact.remove(0);
-        }
-        run.exact.push(Exact { depth, bytes, tokens });
-    }
-}
-
-#[cfg(test)]
-impl Tree {
-    /// Checks every invariant of the tree.
-    pub(super) fn assert_sound(&self) {
-        let mut held: HashMap<PodId, (u64, usize)> = HashMap::new();
-        let (mut blocks, mut entries, mut live) = (0, 0, 0);
-        for (id, run) in self.runs.iter().enumerate().filter(|(id, _)| !self.free.contains(&(*id as u32))) {
-            live += 1;
-            blocks += run.blocks.len();
-            entries += run.holders.len();
-            assert_eq!(run.blocks.first().and_then(|head| self.heads.get(head)), Some(&(id as u32)));
-            let above = self.run(run.parent);
-            assert_eq!(above.map_or(0, |above| above.start + above.len()), run.start);
-            assert!(above.is_none_or(|above| above.children.get(run.slot as usize) == Some(&(id as u32))));
-            assert!(run.children.iter().all(|child| self.run(*child).is_some_and(|child| child.parent == id as u32)));
-            let deepest = run.holders.iter().map(|holder| holder.depth).max().unwrap_or(0);
-            assert!(deepest > 0 && (deepest == run.len() || !run.children.is_empty()), "nobody holds the end of a run");
-            assert!(run.exact.iter().all(|exact| exact.depth <= run.len()));
-            for holder in &run.holders {
-                assert!(holder.depth > 0 && holder.depth <= run.len() && holder.confirmed <= holder.depth);
-                let whole = above.is_none_or(|above| {
-                    above
-                        .holders
-                        .iter()
-                        .any(|up| up.pod == holder.pod && up.depth == above.len() && up.touched >= holder.touched)
-                });
-                assert!(whole, "a pod holds a run without what is above it");
-                let sum = held.entry(holder.pod).or_default();
-                *sum = (sum.0 + u64::from(holder.depth), sum.1 + 1);
-                let order = self.pods.get(&holder.pod).map(|holding| &holding.order);
-                assert!(order.is_some_and(|order| order.contains(&(holder.touched, Reverse(run.start), id as u32))));
-            }
-        }
-        assert_eq!((blocks, entries, live), (self.blocks, self.entries, self.heads.len()));
-        for (pod, holding) in &self.pods {
-            let expected = held.get(pod).copied().unwrap_or_default();
-            assert_eq!((holding.blocks, holding.order.len()), expected);
-        }
+impl Exact {
+    const fn less(&self, at: u16) -> Self {
+        Self { depth: self.depth - at, ..*self }
     }
 }

@@ -22,7 +22,7 @@ use crate::base::{Mono, PodId, Tokens};
 use crate::flow::{Failure, Replay, RetryClass, Setback, Verdict, classify};
 use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
-use crate::prefix::Claim;
+use crate::prefix::{Claim, Extension};
 use crate::runtime::now;
 use crate::scheduling::Meter;
 
@@ -65,6 +65,8 @@ pub(super) struct Trial<'a> {
     meter: Meter,
     claim: Option<Claim>,
     is_confirmed: bool,
+    /// What the answer adds to the prompt.
+    pub(super) extension: Option<Box<Extension>>,
 }
 
 impl<'a> Trial<'a> {
@@ -72,6 +74,8 @@ impl<'a> Trial<'a> {
         let started = now();
         let work = choice.work(started, facts.is_stream);
         let meter = Meter::new(&choice.pod, &work, choice.is_plain(facts));
+        let prompt = facts.prompt.as_ref();
+        gate.index.set_pinned(choice.pod.id, choice.pod.load.now().generated_tokens);
         Self {
             facts,
             pod: choice.pod.id,
@@ -79,8 +83,9 @@ impl<'a> Trial<'a> {
             health: Some(health),
             booked: Reservation::dispatch(Arc::clone(&choice.pod), &work),
             meter,
-            claim: facts.prompt.as_ref().map(|prompt| gate.index.claim(prompt, choice.pod.id)),
+            claim: prompt.map(|prompt| gate.index.claim(prompt, choice.pod.id)),
             is_confirmed: false,
+            extension: facts.api.zip(prompt).and_then(|(api, prompt)| Extension::of(api, prompt)).map(Box::new),
             gate: Arc::clone(gate),
         }
     }
@@ -124,6 +129,7 @@ impl<'a> Trial<'a> {
             self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
         }
         if outcome == Outcome::Good {
+            self.answer_ended(usage);
             let generates = self.facts.api.is_some_and(crate::api::Api::generates);
             let generated = usage.filter(|_| generates).map(|usage| usage.completion_tokens);
             let each = generated.map(|tokens| Tokens(tokens / u64::from(self.facts.asks.answers.max(1))));
@@ -132,6 +138,15 @@ impl<'a> Trial<'a> {
             self.gate.guards.served(now(), || self.facts.body_key());
         }
         self.over(outcome);
+    }
+
+    /// The pod holds its answer behind the prompt.
+    fn answer_ended(&mut self, usage: Option<Usage>) {
+        let answer = self.extension.take().and_then(|extension| extension.close());
+        if let Some((answer, (prompt, claim))) = answer.zip(self.facts.prompt.as_ref().zip(self.claim)) {
+            let tokens = usage.map(|usage| Tokens(usage.prompt_tokens) + Tokens(usage.completion_tokens));
+            self.gate.index.extend(prompt, claim, &answer, tokens);
+        }
     }
 
     /// Tells the pod's health how it went.

@@ -205,7 +205,7 @@ impl Exchange {
         let prompt = (api.prefills() && !self.gate.safe_mode.load(std::sync::atomic::Ordering::Relaxed)).then(|| {
             let salt = anatomy.cache_salt.as_deref();
             let seed = Seed { model: &model, salt, tenant: "", secret: self.gate.prefix_secret };
-            Fingerprint::of(api, &anatomy, &seed)
+            Fingerprint::of(api, &anatomy, &seed).charged_to(&caller.tenant)
         });
         self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
         let body = splice(body, &anatomy, &edits);

@@ -17,7 +17,7 @@ use super::shown::Shown;
 use crate::base::{Mono, PodId, Rng, Tokens};
 use crate::observe::Stage;
 use crate::pods::{Fleet, Leave, Marks, Pod, Work};
-use crate::prefix::{BLOCK_BYTES, Hits};
+use crate::prefix::{BLOCK_BYTES, Fingerprint, Hits};
 use crate::runtime::now;
 use crate::scheduling::{Decision, Desk, Detail, Mode, Profile, Query, Request, place, safe_mode};
 
@@ -32,6 +32,7 @@ static OVERRUNS: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     static DESK: RefCell<Desk> = RefCell::default();
+    static HITS: RefCell<Hits> = RefCell::default();
 }
 
 /// Where a request goes, and what is booked there.
@@ -72,7 +73,8 @@ impl Exchange {
     pub(super) fn choose(&mut self, facts: &Facts, tried: &[PodId]) -> Result<Choice, Fault> {
         let started = now();
         let fleet = self.gate.table.fleet();
-        let hits = facts.prompt.as_ref().map(|prompt| self.gate.index.lookup(prompt)).unwrap_or_default();
+        let mut hits = HITS.take();
+        self.gate.index.lookup_into(facts.prompt.as_ref().unwrap_or(&Fingerprint::default()), &mut hits);
         let prompt = if facts.prompt.is_some() { hits.prompt_tokens } else { Tokens(facts.body.len() as u64 / 4) };
         let routing = self.gate.routing();
         let fields = &self.client.head().headers;
@@ -95,8 +97,8 @@ impl Exchange {
         let marks = marks(facts, &hits);
         let is_shown = self.is_explained();
         let detail = if is_shown { Detail::Rows } else { Detail::Off };
-        let (fleet, request, hits, marks_seen) = (&*fleet, &request, &hits, marks.as_ref());
-        let query = Query { fleet, request, hits, marks: marks_seen, rank: self.asked_rank(), now: started };
+        let rank = self.asked_rank();
+        let query = Query { fleet: &fleet, request: &request, hits: &hits, marks: marks.as_ref(), rank, now: started };
         let before = self.rng.clone();
         let (decision, source) = DESK.with_borrow_mut(|desk| {
             let decision = plan(&self.gate, &profile, &query, &mut self.rng, detail, desk);
@@ -110,7 +112,9 @@ impl Exchange {
         self.note.plan_us = Some(ended.0 - started.0);
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
-        let choice = choice(&query, &decision).map(|choice| Choice { marks, ..choice });
+        let mut choice = choice(&query, &decision);
+        choice.iter_mut().for_each(|choice| choice.marks = query.marks.cloned());
+        HITS.set(hits);
         if is_shown {
             self.shown = shown(&decision);
         }
@@ -151,7 +155,7 @@ fn choice(query: &Query<'_>, decision: &Decision) -> Result<Choice, Fault> {
         leave,
         prompt: query.request.prompt_tokens,
         hit,
-        is_cold: query.hits.depths.is_empty(),
+        is_cold: query.hits.is_empty(),
         marks: None,
         uses: [query.request.adapter, query.request.grammar],
     })

@@ -19,7 +19,7 @@ use super::intake::Facts;
 use super::reply::Fault;
 use super::upstream::{self, Framing, PodConn, PodFault, PodHead};
 use crate::api::sse::First;
-use crate::api::{Api, SseScan, Usage, response_id_of_body, usage_of_body};
+use crate::api::{Api, Marks, SseScan, Usage, response_id_of_body, usage_of_body};
 use crate::base::PodId;
 use crate::flow::Failure;
 use crate::observe::Cause;
@@ -130,7 +130,7 @@ impl Exchange {
         self.client.begin(head, first, conn.is_done()).await?;
         self.gate.at(Phase::Stream);
         let ended = self.plain_rest(&mut conn, &mut whole, alarm).await;
-        let (usage, response_id) = whole.facts();
+        let (usage, response_id) = whole.facts(trial);
         self.note.usage = usage;
         // Also if the client has left meanwhile: it may come back for the response.
         if let Some(id) = response_id {
@@ -205,7 +205,7 @@ impl Exchange {
                 }
             };
             trial.heard(now());
-            if let Some(end) = scan.feed(&piece).boundary {
+            if let Some(end) = feed(&mut scan, &piece, trial).boundary {
                 boundary = Some(held.len() + end);
             }
             held.extend_from_slice(&piece);
@@ -259,7 +259,7 @@ impl Exchange {
                     gaps.observe_us(at.0 - last_at.0);
                     last_at = at;
                     trial.heard(at);
-                    let marks = scan.feed(&piece);
+                    let marks = feed(scan, &piece, trial);
                     trial.came(at, marks.events);
                     let whole = tail.take(piece, marks.boundary);
                     if conn.is_done() && scan.is_done() && tail.is_empty() {
@@ -330,6 +330,14 @@ impl Exchange {
                 Ok(Tried::Done(usage, if is_ours { Outcome::Good } else { Outcome::Broken }))
             }
         }
+    }
+}
+
+/// Scans a piece of a stream, and hands its events to what follows the answer's text.
+fn feed(scan: &mut SseScan, piece: &[u8], trial: &mut Trial<'_>) -> Marks {
+    match &mut trial.extension {
+        Some(extension) => scan.feed_to(piece, &mut |event| extension.event(event)),
+        None => scan.feed(piece),
     }
 }
 
@@ -444,10 +452,13 @@ impl Whole {
         self.all.extend_from_slice(piece);
     }
 
-    /// Usage, and the id of a stored response.
-    fn facts(&self) -> (Option<Usage>, Option<String>) {
+    /// Usage, and the id of a stored response; the text goes to the trial.
+    fn facts(&self, trial: &mut Trial<'_>) -> (Option<Usage>, Option<String>) {
         let Some(api) = self.api else { return (None, None) };
         let body = if self.all.is_empty() { &self.first[..] } else { &self.all[..] };
+        if let Some(extension) = &mut trial.extension {
+            extension.body(body);
+        }
         (usage_of_body(api, body), response_id_of_body(api, body).filter(|_| api == Api::Responses))
     }
 }

@@ -131,7 +131,6 @@ impl Desk {
     ) -> bool {
         let ask = Ask::of(query.request, rates, 0.0);
         self.rough.clear();
-        let mut hits = query.hits.depths.iter().peekable();
         let (mut pinned, mut known, mut requests) = (0.0, 0.0, 0.0);
         for (position, pod) in (0..count).filter_map(|nth| at(query.fleet, positions, nth)) {
             if !can(pod.spec.role, query.request.step) {
@@ -141,9 +140,7 @@ impl Desk {
                 self.views.push(view(pod, query));
                 continue;
             }
-            while hits.next_if(|(holder, _)| *holder < pod.id).is_some() {}
-            let hit = hits.peek().filter(|(holder, _)| *holder == pod.id).map_or(Tokens(0), |(_, depth)| *depth);
-            let hit = if query.request.skips_cache { Tokens(0) } else { hit };
+            let hit = if query.request.skips_cache { Tokens(0) } else { query.hits.depth(pod.id) };
             let (cost, prefill) = ask.rough(&pod.load, hit, query.now);
             if let Some(capacity) = pod.load.capacity() {
                 pinned += (pod.load.at(query.now).pinned_tokens.0 as f64 / capacity.0 as f64).min(1.0);
@@ -208,7 +205,8 @@ fn can(role: Role, step: Step) -> bool {
 }
 
 fn view(pod: &Pod, query: &Query<'_>) -> PodView {
-    let belief = Belief { hit: query.hits.depth(pod.id), coming: Tokens(0), marks: query.marks };
+    let (hit, coming) = query.hits.of(pod.id);
+    let belief = Belief { hit, coming, marks: query.marks };
     let mut view = PodView::of(pod, query.request, &belief, query.now);
     if pod.spec.rank.is_some() {
         view.peers_decoding = peers_decoding(pod.id, query.fleet.endpoint(&pod.spec.addr), query.now);

@@ -13,6 +13,11 @@ fn shared(a: &Fingerprint, b: &Fingerprint) -> usize {
     a.chains[0].blocks.iter().zip(&b.chains[0].blocks).take_while(|(a, b)| a == b).count()
 }
 
+/// All of a fingerprint but how an answer would continue it, which depends on the API.
+fn seen(print: &Fingerprint) -> (&[crate::prefix::Chain], u64, Option<u64>) {
+    (&print.chains, print.bytes, print.exact_tokens)
+}
+
 fn long(word: &str) -> String {
     format!("{word} ").repeat(200)
 }
@@ -21,7 +26,7 @@ fn long(word: &str) -> String {
 fn check_same(a: (Api, &str), b: (Api, &str)) {
     let (left, right) = (of(a.0, a.1), of(b.0, b.1));
     assert!(left.blocks() > 0);
-    assert_eq!(left, right, "{}\n{}", a.1, b.1);
+    assert_eq!(seen(&left), seen(&right), "{}\n{}", a.1, b.1);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::base::{PodId, Tokens};
 use crate::prefix::{BLOCK_BYTES, Chain, Claim, Fingerprint, Index, Limits};
 
 /// A prompt whose blocks are chained like real ones: each depends on all letters before it.
-fn prompt(path: &[u8]) -> Fingerprint {
+pub(super) fn prompt(path: &[u8]) -> Fingerprint {
     let mut hash = 1_u64;
     let blocks: Vec<_> = path
         .iter()
@@ -16,7 +16,8 @@ fn prompt(path: &[u8]) -> Fingerprint {
         })
         .collect();
     let bytes = (blocks.len() * BLOCK_BYTES) as u64;
-    Fingerprint { chains: vec![Chain { blocks, bytes }], bytes, exact_tokens: None, model: 1 }
+    let chain = Chain { blocks, bytes, ..Chain::default() };
+    Fingerprint { chains: vec![chain], bytes, model: 1, ..Fingerprint::default() }
 }
 
 /// Blocks of the prompt a pod holds; at the prior ratio a block is 64 tokens, and the last token never counts.

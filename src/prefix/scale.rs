@@ -1,0 +1,57 @@
+//! Tokens at any place of a prompt: counted from the exact usage of earlier prompts that ended on the way, between and
+//! beyond them by bytes per token.
+use crate::base::Tokens;
+
+use super::fingerprint::{BLOCK_BYTES, Chain};
+use super::tree::Tree;
+use super::walk::Step;
+
+/// Tokens by canonical bytes, as a line through what is known. Kept for its memory.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scale {
+    /// Bytes and tokens, both growing; the last is the prompt's end.
+    points: Vec<(f64, f64)>,
+}
+
+impl Scale {
+    /// Takes the prompt `chain`, of which the tree knows `path`; prompts of token ids need no exact usage.
+    pub(super) fn set(&mut self, tree: &Tree, path: &[Step], chain: &Chain, bytes_per_token: f64, is_ids: bool) {
+        self.points.clear();
+        let end = chain.bytes as f64;
+        let mut last = (0.0, 0.0);
+        for step in path.iter().filter(|_| !is_ids) {
+            let exact = tree.runs.get(step.run).map_or(&[][..], |run| &run.exact);
+            for exact in exact.iter().filter(|exact| exact.depth <= step.matched) {
+                let point = (f64::from(exact.bytes), f64::from(exact.tokens));
+                if point.0 > last.0 && point.1 > last.1 {
+                    self.points.push(point);
+                    last = point;
+                }
+            }
+        }
+        let tokens = (last.1 + (end - last.0) / bytes_per_token).max(1.0);
+        while self.points.last().is_some_and(|point| point.0 >= end || point.1 >= tokens) {
+            self.points.pop();
+        }
+        self.points.push((end, tokens));
+    }
+
+    /// Tokens of the whole prompt.
+    pub(super) fn total(&self) -> Tokens {
+        Tokens(self.points.last().map_or(0, |point| point.1 as u64))
+    }
+
+    /// Tokens of its first blocks, in whole blocks of the pod; the last token of a prompt is always computed.
+    pub(super) fn hit(&self, blocks: u32, block: Tokens) -> u64 {
+        let hit = (self.at(f64::from(blocks) * BLOCK_BYTES as f64) as u64).min(self.total().0.saturating_sub(1));
+        hit - hit % block.0.max(1)
+    }
+
+    fn at(&self, bytes: f64) -> f64 {
+        let next = self.points.partition_point(|point| point.0 < bytes);
+        let low = next.checked_sub(1).and_then(|before| self.points.get(before)).copied().unwrap_or_default();
+        let Some(high) = self.points.get(next) else { return low.1 };
+        let part = (bytes - low.0) / (high.0 - low.0).max(1.0);
+        low.1 + (high.1 - low.1) * part
+    }
+}
