@@ -113,7 +113,9 @@ impl Exchange {
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
         let mut choice = choice(&query, &decision);
-        choice.iter_mut().for_each(|choice| choice.marks = query.marks.cloned());
+        if let Ok(choice) = &mut choice {
+            choice.marks = query.marks.cloned();
+        }
         HITS.set(hits);
         if is_shown {
             self.shown = shown(&decision);

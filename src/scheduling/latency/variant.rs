@@ -123,6 +123,7 @@ impl Variant {
         self.factors.retain(|pod, _| is_kept(*pod));
     }
 
+    #[expect(clippy::many_single_char_names, reason = "the names of the formula")]
     fn shared(&self) -> StepTime {
         let ([a, c, d], [_, b, e]) = (self.gaps.constants(), self.firsts.constants());
         StepTime { a, b, c, d, e }
