@@ -102,7 +102,7 @@ fn index(fleet: &Fleet, blocks: usize, rng: &mut Rng) -> (Index, Vec<Fingerprint
 }
 
 fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
-    let (profile, mut desk) = (Profile::default(), Desk::default());
+    let (profile, mut desk, mut hits) = (Profile::default(), Desk::default(), Hits::default());
     let rounds = 20_000;
     let (mut whole, mut lookups) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
     let mut views = 0;
@@ -138,8 +138,8 @@ fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
 }
 
 fn scorers(fleet: &Fleet, rng: &mut Rng) {
-    let depths = fleet.pods.iter().filter(|_| rng.below(20) == 0).map(|pod| (pod.id, Tokens(20_000)));
-    let hits = Hits::with(PROMPT, &depths.collect::<Vec<_>>());
+    let held = fleet.pods.iter().filter(|_| rng.below(20) == 0).map(|pod| (pod.id, Tokens(20_000), Tokens(0)));
+    let hits = Hits::made_up(PROMPT, held);
     let request = Request { session: Some(7), head: Some(9), ..Request::new("m", PROMPT) };
     let query = Query { fleet, request: &request, hits: &hits, marks: None, rank: None, now: NOW };
     let mut desk = Desk::default();

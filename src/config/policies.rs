@@ -49,7 +49,7 @@ mod tests {
         };
         table.set((1..9).map(spec).collect());
         let (fleet, mut desk) = (table.fleet(), Desk::default());
-        let hits = Hits::with(Tokens(0), &[(fleet.pods.first().unwrap().id, Tokens(900))]);
+        let hits = Hits::made_up(Tokens(1000), [(fleet.pods.first().unwrap().id, Tokens(900), Tokens(0))]);
         let request = Request { head: Some(5), ..Request::new("m", Tokens(1000)) };
         let query =
             Query { fleet: &fleet, request: &request, hits: &hits, marks: None, rank: None, now: Mono(9_000_000) };

@@ -28,7 +28,9 @@ impl Hasher for AsIs {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
     }
     fn write_u64(&mut self, hash: u64) {
         self.0 = hash;
@@ -60,7 +62,7 @@ struct Pin {
 /// What is pinned on one pod.
 #[derive(Debug)]
 pub(super) struct Pins {
-    pins: HashMap<u64, Pin, BuildHasherDefault<AsIs>>,
+    requests: HashMap<u64, Pin, BuildHasherDefault<AsIs>>,
     shared: u64,
     uses: LruCache<u64, (), BuildHasherDefault<AsIs>>,
 }
@@ -68,7 +70,7 @@ pub(super) struct Pins {
 impl Default for Pins {
     fn default() -> Self {
         Self {
-            pins: HashMap::default(),
+            requests: HashMap::default(),
             shared: 0,
             uses: LruCache::with_hasher(USES_MAX, BuildHasherDefault::default()),
         }
@@ -79,7 +81,7 @@ impl Pins {
     /// A request with these marks was dispatched.
     pub(super) fn add(&mut self, marks: &Marks) {
         for hash in &marks.hashes {
-            let pin = self.pins.entry(*hash).or_insert(Pin { requests: 0, tokens: marks.tokens });
+            let pin = self.requests.entry(*hash).or_insert(Pin { requests: 0, tokens: marks.tokens });
             if pin.requests > 0 {
                 self.shared += pin.tokens;
             }
@@ -90,12 +92,12 @@ impl Pins {
     /// It ended.
     pub(super) fn remove(&mut self, marks: &Marks) {
         for hash in &marks.hashes {
-            let Some(pin) = self.pins.get_mut(hash) else { continue };
+            let Some(pin) = self.requests.get_mut(hash) else { continue };
             pin.requests = pin.requests.saturating_sub(1);
             if pin.requests > 0 {
                 self.shared = self.shared.saturating_sub(pin.tokens);
             } else {
-                self.pins.remove(hash);
+                self.requests.remove(hash);
             }
         }
     }
@@ -107,7 +109,7 @@ impl Pins {
 
     /// Tokens of a prompt with these marks that are pinned already.
     pub(super) fn pinned(&self, marks: &Marks) -> Tokens {
-        let depth = marks.hashes.partition_point(|hash| self.pins.contains_key(hash));
+        let depth = marks.hashes.partition_point(|hash| self.requests.contains_key(hash));
         Tokens(depth as u64 * marks.tokens)
     }
 
@@ -147,7 +149,7 @@ mod tests {
         pins.remove(&one);
         assert_eq!((pins.shared(), pins.pinned(&one)), (Tokens(0), Tokens(4_096)));
         pins.remove(&two);
-        assert_eq!((pins.pinned(&one), pins.pins.len()), (Tokens(0), 0));
+        assert_eq!((pins.pinned(&one), pins.requests.len()), (Tokens(0), 0));
         pins.remove(&two);
         assert_eq!(pins.pinned(&marks(0, 0, 3)), Tokens(0));
     }

@@ -186,7 +186,7 @@ impl Pod {
 
     /// Whether the pod itself may get work at `now`; the fleet's rules come on top.
     pub fn standing(&self, now: Mono) -> Standing {
-        if !self.load.is_uneasy.load(Relaxed) { Standing::Ready } else { self.health.lock().standing(now) }
+        if self.load.is_uneasy.load(Relaxed) { self.health.lock().standing(now) } else { Standing::Ready }
     }
 
     /// What the fleet's rules look at. A pod that answers neither telemetry nor its requests is frozen: it looks idle, and

@@ -32,11 +32,12 @@ pub(super) struct Found {
 }
 
 impl Hits {
-    /// Hits said outright instead of found: what a test or an exercise says the pods hold, each pod once.
-    pub fn with(prompt_tokens: Tokens, depths: &[(PodId, Tokens)]) -> Self {
+    /// Hits of a prompt as somebody else than an index says: pod, tokens held, of these on their way. For simulations and tests.
+    pub fn made_up(prompt_tokens: Tokens, held: impl IntoIterator<Item = (PodId, Tokens, Tokens)>) -> Self {
         let mut hits = Self { prompt_tokens, ..Self::default() };
-        for (pod, depth) in depths {
-            hits.entry(*pod).hit = depth.0;
+        for (pod, hit, coming) in held {
+            let found = hits.entry(pod);
+            (found.hit, found.coming) = (hit.0, coming.0);
         }
         hits
     }

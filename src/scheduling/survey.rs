@@ -205,7 +205,8 @@ fn can(role: Role, step: Step) -> bool {
 }
 
 fn view(pod: &Pod, query: &Query<'_>) -> PodView {
-    let belief = Belief { hit: query.hits.depth(pod.id), coming: Tokens(0), marks: query.marks };
+    let (hit, coming) = query.hits.of(pod.id);
+    let belief = Belief { hit, coming, marks: query.marks };
     let mut view = PodView::of(pod, query.request, &belief, query.now);
     if pod.spec.rank.is_some() {
         view.peers_decoding = peers_decoding(pod.id, query.fleet.endpoint(&pod.spec.addr), query.now);

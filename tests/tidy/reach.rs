@@ -32,7 +32,7 @@ fn is_root(path: &str) -> bool {
     let is_crate_root = folder.ends_with("src") && ["lib.rs", "main.rs", "build.rs"].contains(&name);
     let parts: Vec<&str> = path.split('/').collect();
     let is_test = match parts.as_slice() {
-        ["tests", _] | ["tests", _, "main.rs"] => true,
+        ["tests", _] | ["tests", _, "main.rs"] | [_, "benches", _] => true,
         [member, "tests", _] | [member, "tests", _, "main.rs"] => *member != "src",
         _ => false,
     };

@@ -8,7 +8,13 @@ const TRUE: StepTime = StepTime { a: 0.006, b: 30e-6, c: 30e-6, d: 45e-9, e: 3.3
 
 fn pod(id: u32) -> Arc<Pod> {
     let addr = ([127, 0, 0, 1], 8_000).into();
-    let spec = PodSpec { addr, authority: "a".into(), rank: None, role: Role::Both, labels: Default::default() };
+    let spec = PodSpec {
+        addr,
+        authority: "a".into(),
+        rank: None,
+        role: Role::Both,
+        labels: std::collections::BTreeMap::new(),
+    };
     Arc::new(Pod::new(PodId(id), spec))
 }
 

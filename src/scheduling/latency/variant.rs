@@ -24,6 +24,8 @@ const OVERHEAD_PRIOR_S: f64 = 0.003;
 const FACTOR_RATE: f64 = 0.02;
 const FACTOR_LEAN: f64 = 0.000_5;
 const FACTOR_MAX: f64 = 5.0;
+/// A pod that seems slower or quicker by less than this is like the others.
+const FACTOR_NOISE: f64 = 1.1;
 /// How quickly the error forgets.
 const ERROR_RATE: f64 = 0.02;
 
@@ -109,7 +111,7 @@ impl Variant {
             }
             _ => return,
         }
-        self.lean(pod, seconds / expected);
+        self.lean(pod, seconds / expected * factor / self.factors.get(&pod).copied().unwrap_or(1.0));
         self.unsolved += 1;
         if self.unsolved >= SOLVE_EVERY || self.seen.iter().sum::<u64>() < u64::from(SOLVE_EVERY) {
             self.unsolved = 0;
@@ -123,6 +125,7 @@ impl Variant {
         self.factors.retain(|pod, _| is_kept(*pod));
     }
 
+    #[expect(clippy::many_single_char_names, reason = "the names of the formula")]
     fn shared(&self) -> StepTime {
         let ([a, c, d], [_, b, e]) = (self.gaps.constants(), self.firsts.constants());
         StepTime { a, b, c, d, e }
@@ -135,7 +138,6 @@ impl Variant {
         known.filter(|factor| !(1.0 / FACTOR_NOISE..=FACTOR_NOISE).contains(factor)).unwrap_or(1.0)
     }
 
-    /// Moves a pod's factor towards what was seen. `expected` was with the factor as it counts, so a small one is put back.
     fn lean(&mut self, pod: PodId, ratio: f64) {
         let factor = self.factors.entry(pod).or_insert(1.0);
         let moved = factor.ln() * (1.0 - FACTOR_LEAN) + FACTOR_RATE * ratio.ln().clamp(-1.0, 1.0);

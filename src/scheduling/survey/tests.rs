@@ -48,9 +48,9 @@ fn load(fleet: &Fleet, rng: &mut Rng) -> Vec<Reservation> {
 }
 
 fn any_hits(fleet: &Fleet, prompt: u64, rng: &mut Rng) -> Hits {
-    let depths = fleet.pods.iter().filter_map(|pod| (rng.below(20) == 0).then_some(pod.id));
-    let depths: Vec<_> = depths.collect::<Vec<_>>().into_iter().map(|pod| (pod, Tokens(rng.below(prompt)))).collect();
-    Hits::with(Tokens(prompt), &depths)
+    let holders: Vec<_> = fleet.pods.iter().filter(|_| rng.below(20) == 0).map(|pod| pod.id).collect();
+    let held = holders.into_iter().map(|pod| (pod, Tokens(rng.below(prompt)), Tokens(0)));
+    Hits::made_up(Tokens(prompt), held.collect::<Vec<_>>())
 }
 
 #[test]
