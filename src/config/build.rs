@@ -119,6 +119,7 @@ impl Config {
             ("listen.threads", self.listen.threads == new.listen.threads),
             ("admin.addr", self.admin.addr == new.admin.addr),
             ("limits.connections_max", self.limits.connections_max == new.limits.connections_max),
+            ("prefix", self.prefix == new.prefix),
             ("observe.access_log", self.access_log == new.access_log),
             ("observe.decisions_max", self.observe.decisions_max == new.observe.decisions_max),
             ("observe.models_max", self.observe.models_max == new.observe.models_max),

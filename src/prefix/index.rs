@@ -245,7 +245,9 @@ impl Index {
     /// Forgets the pods that are not kept.
     pub fn keep(&self, is_kept: impl Fn(PodId) -> bool) {
         let gone: Vec<_> = self.inner.read().rooms.keys().copied().filter(|pod| !is_kept(*pod)).collect();
-        gone.into_iter().for_each(|pod| self.remove(pod));
+        for pod in gone {
+            self.remove(pod);
+        }
     }
 
     /// Sets what a pod can hold and its cache block size, both in tokens (`vllm:cache_config_info`).
