@@ -4,9 +4,11 @@
 //! the access log. The data path shares with the others only what is published: the pod table, rules, counters.
 mod control;
 mod setup;
+mod snapshot;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
@@ -63,6 +65,7 @@ pub struct App {
     control: JoinHandle<()>,
     stop: watch::Sender<bool>,
     writer: Writer,
+    snapshot_file: Option<PathBuf>,
 }
 
 impl App {
@@ -80,6 +83,7 @@ impl App {
         let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
         let safe_mode = Arc::new(AtomicBool::new(config.routing.safe_mode));
         let readiness = Arc::new(Readiness::default());
+        let prefix_secret = snapshot::secret(&config.prefix)?;
         let gate = Gate::new(Parts {
             table: Arc::new(Table::new(config.pods.health.clone())),
             index: Arc::new(Index::new(setup::index_limits(&config))),
@@ -91,7 +95,10 @@ impl App {
             routing: setup::routing(&config),
             rules: setup::rules(&config),
             seed: setup::seed()?,
+            prefix_secret,
         });
+        let saved = snapshot::load(&config.prefix, prefix_secret);
+        let snapshot_file = config.prefix.snapshot_file.clone();
         let (bound, admin_socket) = bind(&config)?;
         let addr = bound.first().map_or_else(|| Ok(config.listen.addr), Bound::addr)?;
         let h2c_addr = bound.get(1).map(Bound::addr).transpose()?;
@@ -99,8 +106,8 @@ impl App {
         let admin = spawn_thread(admin_socket, Arc::new(state))?;
         let workers = start(workers(&config), &bound, &GateApp::new(Arc::clone(&gate)))?;
         let (stop, stopped) = watch::channel(false);
-        let control = control::spawn(config, watcher, Arc::clone(&gate), Arc::clone(&readiness), stopped)?;
-        Ok(Self { addr, h2c_addr, gate, readiness, workers, admin, control, stop, writer })
+        let control = control::spawn(config, watcher, Arc::clone(&gate), Arc::clone(&readiness), stopped, saved)?;
+        Ok(Self { addr, h2c_addr, gate, readiness, workers, admin, control, stop, writer, snapshot_file })
     }
 
     /// Where clients connect.
@@ -163,6 +170,9 @@ impl App {
             tracing::error!("the control plane panicked");
         }
         self.admin.stop();
+        if let Some(path) = &self.snapshot_file {
+            snapshot::save(path, &self.gate.index, &self.gate.table, self.gate.prefix_secret);
+        }
         drop(self.gate);
         // With all requests ended nobody holds the log any more, and its writer ends after the lines it has.
         if !self.writer.join_within(LAST_LINES_WITHIN) {

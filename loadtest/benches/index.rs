@@ -4,7 +4,7 @@
 //! mean, with run lengths as in a chat trace (mean 32 blocks of 256 bytes; prompts of 512 blocks), and prints what lookups,
 //! claims and the rest cost and how many live bytes a block takes. `-- --quick` is a twentieth of it. Times are
 //! those of one thread.
-#![allow(clippy::print_stdout, unsafe_code)]
+#![allow(clippy::print_stdout, clippy::disallowed_methods, unsafe_code)]
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -181,7 +181,7 @@ fn writes(index: &Index, world: &World, calls: usize) {
 
 fn fingerprints() {
     let message = |turn: usize| {
-        let role = if turn % 2 == 0 { "user" } else { "assistant" };
+        let role = if turn.is_multiple_of(2) { "user" } else { "assistant" };
         let text = "The quick brown fox jumps over the lazy dog, again and again. ".repeat(4) + "\\n\\\"So it is.\\\" ";
         format!("{{\"role\":\"{role}\",\"content\":\"{}\"}}", text.repeat(8))
     };

@@ -106,7 +106,6 @@ fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
     let rounds = 20_000;
     let (mut whole, mut lookups) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
     let mut views = 0;
-    let mut hits = Hits::default();
     for _ in 0..rounds {
         // A prompt that many hold: those are every fiftieth.
         let nth = rng.below(prompts.len() as u64 / 50 + 1) as usize * 50 % prompts.len();

@@ -4,19 +4,24 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::setup;
+use super::{setup, snapshot};
+use crate::base::Mono;
 use crate::config::{Config, POLL_INTERVAL_S, Watcher};
 use crate::discovery;
 use crate::observe::{Readiness, Secret, StepTimeSeries};
 use crate::pods::Pod;
+use crate::prefix::Snapshot;
 use crate::proxy::Gate;
 use crate::runtime::{now, supervise};
 use crate::scheduling::latency::{REGIMES, Report};
 use crate::telemetry::{Credential, Event, Observer, Telemetry};
 
 const BEAT: Duration = Duration::from_secs(1);
+/// A pod that is met later after the start than this gets nothing of a snapshot.
+const SAVED_FOR: Duration = Duration::from_mins(10);
 
 /// Starts the control plane; it ends when `stopped` becomes true.
 pub(super) fn spawn(
@@ -25,10 +30,17 @@ pub(super) fn spawn(
     gate: Arc<Gate>,
     readiness: Arc<Readiness>,
     stopped: watch::Receiver<bool>,
+    saved: Option<Snapshot>,
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let control =
-        Control { gate, readiness, watcher, credential: Arc::default(), memory_max: setup::container_bytes() };
+    let control = Control {
+        gate,
+        readiness,
+        watcher,
+        credential: Arc::default(),
+        memory_max: setup::container_bytes(),
+        saved: Saved::new(saved),
+    };
     std::thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(control.run(config, stopped)))
 }
 
@@ -39,10 +51,40 @@ struct Control {
     credential: Arc<Credential>,
     /// What the container allows \[bytes\].
     memory_max: Option<u64>,
+    saved: Arc<Saved>,
+}
+
+/// What was saved at the last shutdown, until its pods are met again or it is too old to be of use.
+struct Saved(Mutex<Option<Snapshot>>);
+
+impl Saved {
+    fn new(snapshot: Option<Snapshot>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(snapshot)))
+    }
+
+    /// Gives a pod what it held.
+    fn meet(&self, gate: &Gate, pod: &Pod) {
+        let mut saved = self.0.lock();
+        let Some((snapshot, name)) = saved.as_mut().zip(snapshot::name(pod)) else { return };
+        let blocks = gate.index.adopt(snapshot, &name, pod.id);
+        if blocks > 0 {
+            tracing::info!(pod = %pod.id, blocks, "prefix index restored");
+        }
+        if snapshot.is_done() {
+            *saved = None;
+        }
+    }
+
+    fn forget(&self) {
+        if now() > Mono::ZERO.after(SAVED_FOR) {
+            *self.0.lock() = None;
+        }
+    }
 }
 
 impl Control {
     async fn run(mut self, mut config: Config, mut stopped: watch::Receiver<bool>) {
+        self.gate.index.begin_with(self.saved.0.lock().as_ref().unwrap_or(&Snapshot::default()));
         let (sources, sources_seen) = watch::channel(config.sources.clone());
         let (settings, settings_seen) = watch::channel(config.pods.clone());
         let (tried, tried_seen) = watch::channel(false);
@@ -51,7 +93,7 @@ impl Control {
             Arc::clone(&self.gate.table),
             config.telemetry.clone(),
             Arc::clone(&self.credential),
-            observer(&self.gate, &self.readiness),
+            observer(&self.gate, &self.readiness, &self.saved),
         );
         self.readiness.configured();
         let _tasks = [
@@ -88,6 +130,7 @@ impl Control {
         let reports = self.gate.latency.reports().into_iter().map(|(name, report)| step_time(name, &report));
         self.gate.metrics.step_times.store(Arc::new(reports.collect()));
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
+        self.saved.forget();
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
     }
 
@@ -153,10 +196,13 @@ async fn first_fleet(gate: Arc<Gate>, readiness: Arc<Readiness>, mut tried: watc
 }
 
 /// What follows from what telemetry finds.
-fn observer(gate: &Arc<Gate>, readiness: &Arc<Readiness>) -> Observer {
-    let (gate, readiness) = (Arc::clone(gate), Arc::clone(readiness));
+fn observer(gate: &Arc<Gate>, readiness: &Arc<Readiness>, saved: &Arc<Saved>) -> Observer {
+    let (gate, readiness, saved) = (Arc::clone(gate), Arc::clone(readiness), Arc::clone(saved));
     Box::new(move |event| match event {
-        Event::Learnt(pod) => learnt(&gate, pod),
+        Event::Learnt(pod) => {
+            learnt(&gate, pod);
+            saved.meet(&gate, pod);
+        }
         Event::Restarted(pod) => {
             gate.index.wipe(pod.id);
             gate.guards.died(now(), pod.id);

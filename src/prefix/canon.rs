@@ -69,7 +69,7 @@ fn head(anatomy: &Anatomy<'_>, writer: &mut Writer) {
             "chat_template_kwargs" => flat(value, 1, &[], &mut |bytes| writer.put(bytes)),
             // Only these clients mark tools for caching; the mark moves from turn to turn.
             "tools" if anatomy.api == Api::Messages => {
-                flat(value, 1, &[b"cache_control"], &mut |bytes| writer.put(bytes))
+                flat(value, 1, &[b"cache_control"], &mut |bytes| writer.put(bytes));
             }
             _ => plain(value, writer),
         }

@@ -64,7 +64,9 @@ impl Extension {
         };
         extension.put(&tail.rest);
         if tail.joint == Joint::Message {
-            MESSAGE.iter().for_each(|bytes| extension.put(bytes));
+            for bytes in MESSAGE {
+                extension.put(bytes);
+            }
         }
         Some(extension)
     }

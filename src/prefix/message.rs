@@ -100,16 +100,16 @@ pub(super) fn item(item: &[u8], writer: &mut Writer) {
 
 /// Writes one part of a message; true if it was text.
 fn write_part(part: &[u8], after_text: bool, writer: &mut Writer) -> bool {
-    let (mut kind, mut text) = (&b"\"text\""[..], None);
+    let (mut kind, mut text) = (Cow::Borrowed(&b"text"[..]), None);
     for member in json::members(part) {
         match &*key(&member, &[b"type", b"text"]) {
-            b"type" => kind = member.value,
+            b"type" => kind = word(json::raw_string(member.value).unwrap_or_default()),
             b"text" => text = Some(member.value),
             _ => {}
         }
     }
     let bare = (part.first() == Some(&b'"')).then_some(part);
-    let is_text = matches!(kind, b"\"text\"" | b"\"input_text\"" | b"\"output_text\"");
+    let is_text = matches!(&*kind, b"text" | b"input_text" | b"output_text");
     if let Some(text) = bare.or(text.filter(|_| is_text)) {
         if after_text {
             writer.put(b"\n");
@@ -117,10 +117,10 @@ fn write_part(part: &[u8], after_text: bool, writer: &mut Writer) -> bool {
         plain(text, writer);
         return true;
     }
-    if kind.starts_with(b"\"tool_") {
+    if kind.starts_with(b"tool_") {
         writer.mark(b't');
         // The parts of a result are marked for caching too; the arguments of a call are shown in their own order.
-        let depth = if kind == b"\"tool_result\"" { 2 } else { 1 };
+        let depth = if &*kind == b"tool_result" { 2 } else { 1 };
         flat(part, depth, &PART_ASIDE, &mut |bytes| writer.put(bytes));
     } else {
         let mut digest = Xxh3::new();
@@ -133,11 +133,16 @@ fn write_part(part: &[u8], after_text: bool, writer: &mut Writer) -> bool {
 
 /// A member's key with escapes resolved, unless it is one of `usual` as written.
 fn key<'a>(member: &MemberView<'a>, usual: &[&[u8]]) -> Cow<'a, [u8]> {
-    if usual.contains(&member.key) || memchr::memchr(b'\\', member.key).is_none() {
-        return Cow::Borrowed(member.key);
+    if usual.contains(&member.key) { Cow::Borrowed(member.key) } else { word(member.key) }
+}
+
+/// A short string, given between its quotes, with escapes resolved.
+fn word(raw: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr(b'\\', raw).is_none() {
+        return Cow::Borrowed(raw);
     }
     let mut decoded = Vec::new();
-    json::decode_into(member.key, &mut decoded);
+    json::decode_into(raw, &mut decoded);
     Cow::Owned(decoded)
 }
 
@@ -158,7 +163,7 @@ pub(super) fn flat(value: &[u8], depth: usize, aside: &[&[u8]], put: &mut dyn Fn
 }
 
 fn object(value: &[u8], depth: usize, aside: &[&[u8]], put: &mut dyn FnMut(&[u8])) {
-    let mut sorted: [Option<(Cow<'_, [u8]>, &[u8])>; SORTED_MAX] = [const { None }; SORTED_MAX];
+    let mut sorted = [const { None::<(Cow<'_, [u8]>, &[u8])> }; SORTED_MAX];
     let mut count = 0;
     for member in json::members(value) {
         let key = key(&member, &[]);

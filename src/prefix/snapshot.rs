@@ -270,7 +270,9 @@ impl Index {
             let (samples, parts) = ratio.parts();
             out.u64(*model);
             out.u32(samples);
-            parts.iter().for_each(|part| out.u64(part.to_bits()));
+            for part in parts {
+                out.u64(part.to_bits());
+            }
         }
         let mut names: Vec<_> = inner.tree.pods.keys().filter_map(|pod| Some((*pod, name(*pod)?))).collect();
         names.sort_by_key(|(pod, _)| *pod);

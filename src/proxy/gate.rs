@@ -132,14 +132,16 @@ pub struct Parts {
     pub routing: Routing,
     /// What the data path goes by.
     pub rules: Rules,
-    /// Seed of request ids, tie-breaks and prefix hashes. Must be unpredictable in production.
+    /// Seed of request ids and tie-breaks. Must be unpredictable in production.
     pub seed: u64,
+    /// See [`Gate::prefix_secret`].
+    pub prefix_secret: u64,
 }
 
 impl Gate {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { table, index, metrics, explain, safe_mode, log, hook, routing, rules, seed } = parts;
+        let Parts { table, index, metrics, explain, safe_mode, log, hook, routing, rules, seed, prefix_secret } = parts;
         Arc::new(Self {
             table,
             index,
@@ -150,7 +152,7 @@ impl Gate {
             log,
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
-            prefix_secret: seed.rotate_left(17) ^ 0x51_7C_C1_B7_27_22_0A_95,
+            prefix_secret,
             memory: Memory::default(),
             hook,
             rules: ArcSwap::from_pointee(rules),

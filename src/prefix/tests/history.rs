@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::base::{PodId, Tokens};
-use crate::prefix::{BLOCK_BYTES, Chain, Claim, Fingerprint, Index, Limits};
+use crate::prefix::{Answered, BLOCK_BYTES, Chain, Claim, Fingerprint, Index, Limits};
 
 /// A prompt whose blocks are chained like real ones: each depends on all letters before it.
 pub(super) fn prompt(path: &[u8]) -> Fingerprint {
@@ -130,7 +130,9 @@ enum Step {
     Claim(u32, Vec<u8>),
     Confirm(usize),
     Withdraw(usize),
-    Learn(usize),
+    Learn(usize, Option<u64>),
+    Extend(usize, Vec<u8>),
+    Pinned(u32, u64),
     Wipe(u32),
     Capacity(u32, u64),
 }
@@ -141,7 +143,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..3_u32, path).prop_map(|(pod, path)| Step::Claim(pod, path)),
         3 => (0..20_usize).prop_map(Step::Confirm),
         3 => (0..20_usize).prop_map(Step::Withdraw),
-        1 => (0..20_usize).prop_map(Step::Learn),
+        3 => (0..20_usize, proptest::option::of(0..600_u64)).prop_map(|(at, cached)| Step::Learn(at, cached)),
+        2 => (0..20_usize, proptest::collection::vec(0..2_u8, 1..4)).prop_map(|(at, more)| Step::Extend(at, more)),
+        1 => (0..3_u32, 0..1_000_u64).prop_map(|(pod, pinned)| Step::Pinned(pod, pinned)),
         1 => (0..3_u32).prop_map(Step::Wipe),
         1 => (0..3_u32, 0..20_u64).prop_map(|(pod, blocks)| Step::Capacity(pod, blocks)),
     ]
@@ -157,7 +161,9 @@ proptest! {
         for step in steps {
             match step {
                 Step::Claim(pod, path) => {
-                    let before = index.lookup(&prompt(&path)).depth(PodId(pod));
+                    let hits = index.lookup(&prompt(&path));
+                    let before = hits.depth(PodId(pod));
+                    prop_assert!(hits.coming(PodId(pod)) <= before);
                     let claim = index.claim(&prompt(&path), PodId(pod));
                     prop_assert!(claim.expected >= before);
                     open.push((claim, path.clone()));
@@ -171,10 +177,20 @@ proptest! {
                     let (claim, path) = open.swap_remove(at);
                     index.withdraw(&prompt(&path), claim);
                 }
-                Step::Learn(at) if at < open.len() => {
+                Step::Learn(at, cached) if at < open.len() => {
                     let (claim, path) = &open[at];
-                    index.learn(&prompt(path), *claim, Tokens(path.len() as u64 * 64), None);
+                    let tokens = Tokens(path.len() as u64 * 64);
+                    index.learn(&prompt(path), *claim, tokens, cached.map(Tokens));
                 }
+                Step::Extend(at, more) if at < open.len() => {
+                    let (claim, path) = &open[at];
+                    let whole = [&path[..], &more].concat();
+                    let long = prompt(&whole);
+                    let blocks = long.chains[0].blocks[path.len()..].to_vec();
+                    index.extend(&prompt(path), *claim, &Answered { blocks, bytes: long.bytes }, None);
+                    sent.push((claim.pod.0, whole));
+                }
+                Step::Pinned(pod, pinned) => index.set_pinned(PodId(pod), Tokens(pinned)),
                 Step::Wipe(pod) => {
                     index.wipe(PodId(pod));
                     sent.retain(|(other, _)| *other != pod);

@@ -1,6 +1,7 @@
 //! Tests of the room: what makes two prompts alike, and the index on random histories.
 mod alike;
 mod answers;
+mod canonical;
 mod history;
 mod saved;
 mod sound;
