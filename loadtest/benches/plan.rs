@@ -1,7 +1,7 @@
 //! One plan at 1,000 pods: p50 and p99, plans per second and core, and nanoseconds per pod of each scorer.
 //!
 //! `cargo bench --bench plan [-- PODS BLOCKS]`. A fleet with random load, an index filled with prompts of 512 blocks that share
-//! prefixes as chats do, and 5 % of the pods holding a part of the prompt that is planned for. Every plan takes another prompt, so
+//! beginnings, and 5 % of the pods holding a part of the prompt that is planned for. Every plan takes another prompt, so
 //! that the index is not cache-resident. Lookup, survey, filters, costs and pick are all in the time; so is a copy of the
 //! prompt's marks. No table of results is kept here: numbers belong to a machine.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing)]
@@ -72,33 +72,34 @@ fn load(fleet: &Fleet, rng: &mut Rng) -> Vec<Reservation> {
     booked
 }
 
-/// Conversations: each turn goes on from an earlier prompt; each is held by one pod, one in three by more, one in fifty by 5 %
-/// of them.
+/// Conversations in families of 16 that begin alike: up to a random depth all are as the first of the family. Each is held by one
+/// pod; the first of every eighth family by 5 % of them. Returns the members of those.
 fn index(fleet: &Fleet, blocks: usize, rng: &mut Rng) -> (Index, Vec<Fingerprint>) {
     let index = Index::new(Limits { bytes_max: 4 << 30, pod_tokens: Tokens(1 << 40), ..Limits::default() });
-    let mut prompts: Vec<Fingerprint> = Vec::new();
+    let (mut hot, mut first, mut count) = (Vec::new(), Vec::<u64>::new(), 0_usize);
     while index.stats().blocks < blocks {
-        let shared = rng.below(BLOCKS as u64) as usize;
-        let any = rng.below(prompts.len().max(1) as u64) as usize;
-        let mut chain: Vec<u64> =
-            prompts.get(any).map_or_else(Vec::new, |other| other.chains[0].blocks[..shared].to_vec());
+        let shared = if count.is_multiple_of(16) { 0 } else { rng.below(BLOCKS as u64) as usize };
+        let mut chain = first.get(..shared).unwrap_or_default().to_vec();
         while chain.len() < BLOCKS {
             chain.push(rng.bits());
         }
+        if count.is_multiple_of(16) {
+            first.clone_from(&chain);
+        }
         let prompt = Fingerprint::of_chains(vec![Chain::of(chain)], 1);
-        let holders = match prompts.len() % 50 {
-            0 => fleet.pods.len() / 20,
-            nth if nth % 3 == 0 => 3,
-            _ => 1,
-        };
+        let is_hot = (count / 16).is_multiple_of(8);
+        let holders = if is_hot && count.is_multiple_of(16) { fleet.pods.len() / 20 } else { 1 };
         for _ in 0..holders.max(1) {
             let pod = &fleet.pods[rng.below(fleet.pods.len() as u64) as usize];
             let claim = index.claim(&prompt, pod.id);
             index.confirm(&prompt, claim);
         }
-        prompts.push(prompt);
+        if is_hot {
+            hot.push(prompt);
+        }
+        count += 1;
     }
-    (index, prompts)
+    (index, hot)
 }
 
 fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
@@ -107,9 +108,7 @@ fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
     let (mut whole, mut lookups) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
     let mut views = 0;
     for _ in 0..rounds {
-        // A prompt that many hold: those are every fiftieth.
-        let nth = rng.below(prompts.len() as u64 / 50 + 1) as usize * 50 % prompts.len();
-        let prompt = &prompts[nth];
+        let prompt = &prompts[rng.below(prompts.len() as u64) as usize];
         let started = Instant::now();
         index.lookup_into(prompt, &mut hits);
         let looked = started.elapsed();

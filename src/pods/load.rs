@@ -12,34 +12,40 @@ use parking_lot::Mutex;
 use super::pins::{Marks, Pins};
 use super::pod::Pod;
 use super::queue::{Queue, Summary};
-use super::step::StepCell;
+use super::step::{StepCell, StepTime};
 use crate::base::{Mono, Tokens};
 
 /// No request has more tokens than this; a pod that claims more in its `usage` is not believed.
 const TOKENS_MAX: u64 = 1 << 32;
 
-/// Counters of one pod, together in few cache lines.
+/// Counters of one pod. What every decision looks at comes first, in two cache lines: a survey of a thousand pods is bound by
+/// those.
 #[derive(Debug, Default)]
+#[repr(C, align(128))]
 pub struct Load {
     requests: AtomicU32,
     unanswered: AtomicU32,
-    prompt_tokens: AtomicU64,
-    generated_tokens: AtomicU64,
-    shared_tokens: AtomicU64,
-    served: AtomicU64,
-    dispatched: AtomicU64,
-    queue: Published,
-    last_dispatch: AtomicU64,
-    last_cold: AtomicU64,
-    others: Others,
+    streams: AtomicU32,
+    plain: AtomicU32,
     /// Something is held against the pod: its health needs a closer look.
     pub(super) is_uneasy: AtomicBool,
     pub(super) is_asleep: AtomicBool,
     pub(super) scrape_failures: AtomicU32,
+    until: AtomicU64,
+    at: AtomicU64,
+    prompt_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+    shared_tokens: AtomicU64,
     /// KV capacity in tokens; 0 while unknown.
     pub(super) capacity: AtomicU64,
     /// Time of an engine step there, as the latency model knows it; the prior until then.
     pub step: StepCell,
+    others: Others,
+    queued_tokens: AtomicU64,
+    served: AtomicU64,
+    dispatched: AtomicU64,
+    last_dispatch: AtomicU64,
+    last_cold: AtomicU64,
     ledger: Mutex<Ledger>,
 }
 
@@ -48,16 +54,6 @@ pub struct Load {
 struct Ledger {
     queue: Queue,
     pins: Pins,
-}
-
-/// A summary of the queue that is read without its lock. Its parts may be a moment apart.
-#[derive(Debug, Default)]
-struct Published {
-    until: AtomicU64,
-    at: AtomicU64,
-    tokens: AtomicU64,
-    streams: AtomicU32,
-    plain: AtomicU32,
 }
 
 /// What the last reading said of the load of others.
@@ -100,30 +96,31 @@ impl LoadNow {
     }
 }
 
-impl Published {
-    fn get(&self) -> Summary {
-        Summary {
-            until: Mono(self.until.load(Relaxed)),
-            at: Mono(self.at.load(Relaxed)),
-            tokens: self.tokens.load(Relaxed),
-            streams: self.streams.load(Relaxed),
-            plain: self.plain.load(Relaxed),
-        }
-    }
-
-    fn set(&self, summary: Summary) {
-        self.until.store(summary.until.0, Relaxed);
-        self.at.store(summary.at.0, Relaxed);
-        self.tokens.store(summary.tokens, Relaxed);
-        self.streams.store(summary.streams, Relaxed);
-        self.plain.store(summary.plain, Relaxed);
-    }
+/// A short look: what the ranking of a large fleet needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Glance {
+    /// See [`LoadNow::requests`].
+    pub requests: f64,
+    /// See [`LoadNow::decoding`].
+    pub decoding: f64,
+    /// See [`LoadNow::wait_s`].
+    pub wait_s: f64,
+    /// See [`LoadNow::context_tokens`].
+    pub context_tokens: f64,
+    /// See [`LoadNow::pinned_tokens`].
+    pub pinned_tokens: f64,
+    /// KV capacity \[tokens\]; infinite while unknown.
+    pub capacity: f64,
+    /// Requests and KV tokens of others.
+    pub others: (f64, f64),
+    /// Time of an engine step.
+    pub step: StepTime,
 }
 
 impl Load {
     /// The counters at `now`. Each is exact, or exactly predicted; two of them may be a moment apart.
     pub fn at(&self, now: Mono) -> LoadNow {
-        let queue = self.queue.get();
+        let queue = self.queue();
         let left = queue.left(now);
         let requests = self.requests.load(Relaxed);
         let plain = (f64::from(queue.plain) * left).ceil() as u32;
@@ -145,7 +142,38 @@ impl Load {
 
     /// The counters as last booked: work that should be done by now still counts.
     pub fn now(&self) -> LoadNow {
-        self.at(Mono(self.queue.at.load(Relaxed)))
+        self.at(Mono(self.at.load(Relaxed)))
+    }
+
+    /// A short look at `now`.
+    #[inline]
+    pub fn glance(&self, now: Mono) -> Glance {
+        let (until, plain) = (Mono(self.until.load(Relaxed)), self.plain.load(Relaxed));
+        let requests = self.requests.load(Relaxed);
+        let plain = if plain == 0 { 0 } else { (f64::from(plain) * self.queue().left(now)).ceil() as u32 };
+        let prefilling = self.streams.load(Relaxed).saturating_add(plain);
+        let context = self.prompt_tokens.load(Relaxed).saturating_add(self.generated_tokens.load(Relaxed));
+        let capacity = self.capacity.load(Relaxed);
+        Glance {
+            requests: f64::from(requests),
+            decoding: f64::from(requests.saturating_sub(prefilling)),
+            wait_s: until.0.saturating_sub(now.0) as f64 * 1e-6,
+            context_tokens: context as f64,
+            pinned_tokens: context.saturating_sub(self.shared_tokens.load(Relaxed)) as f64,
+            capacity: if capacity == 0 { f64::INFINITY } else { capacity as f64 },
+            others: self.others(now),
+            step: self.step.get(),
+        }
+    }
+
+    fn queue(&self) -> Summary {
+        Summary {
+            until: Mono(self.until.load(Relaxed)),
+            at: Mono(self.at.load(Relaxed)),
+            tokens: self.queued_tokens.load(Relaxed),
+            streams: self.streams.load(Relaxed),
+            plain: self.plain.load(Relaxed),
+        }
     }
 
     /// KV capacity, if the pod has told it.
@@ -161,6 +189,7 @@ impl Load {
     }
 
     /// Requests and KV tokens of others there, as much as their reading is still worth (see [`super::reading::worth`]).
+    #[inline]
     pub fn others(&self, now: Mono) -> (f64, f64) {
         let (requests, tokens) = (self.others.requests.load(Relaxed), self.others.tokens.load(Relaxed));
         if requests == 0 && tokens == 0 {
@@ -168,6 +197,14 @@ impl Load {
         }
         let worth = super::reading::worth(now.since(Mono(self.others.taken.load(Relaxed))));
         (f64::from(requests) * worth, tokens as f64 * worth)
+    }
+
+    /// Whether nothing at all is held against the pod: it is awake, in good standing and in telemetry's reach. Else
+    /// [`Pod::is_calm`] tells.
+    #[inline]
+    pub fn is_clear(&self) -> bool {
+        let is_held = self.is_uneasy.load(Relaxed) || self.is_asleep.load(Relaxed);
+        !is_held && self.scrape_failures.load(Relaxed) == 0
     }
 
     /// When this gate last sent anything there; `None` if it never did.
@@ -196,7 +233,12 @@ impl Load {
     }
 
     fn settle(&self, ledger: &Ledger) {
-        self.queue.set(ledger.queue.summary());
+        let summary = ledger.queue.summary();
+        self.until.store(summary.until.0, Relaxed);
+        self.at.store(summary.at.0, Relaxed);
+        self.queued_tokens.store(summary.tokens, Relaxed);
+        self.streams.store(summary.streams, Relaxed);
+        self.plain.store(summary.plain, Relaxed);
         self.shared_tokens.store(ledger.pins.shared().0, Relaxed);
     }
 }

@@ -28,6 +28,7 @@ impl StepTime {
     pub const PRIOR: Self = Self { a: 0.016, b: 44e-6, c: 20e-6, d: 76e-9, e: 2.1e-9 };
 
     /// Seconds to prefill `uncached` tokens behind `hit` cached ones, alone on the pod.
+    #[inline]
     pub fn prefill(&self, uncached: u64, hit: u64) -> f64 {
         let (new, before) = (uncached as f64, hit as f64);
         let steps = (uncached.saturating_add(STEP_TOKENS - 1) / STEP_TOKENS) as f64;
@@ -35,6 +36,7 @@ impl StepTime {
     }
 
     /// Seconds of a step in which `sequences` with `context` tokens in all take one token each.
+    #[inline]
     pub fn decode(&self, sequences: f64, context: f64) -> f64 {
         self.a + self.c * sequences + self.d * context
     }
@@ -63,10 +65,11 @@ pub struct StepCell([AtomicU32; 5]);
 
 impl StepCell {
     /// The constants now.
-    #[expect(clippy::many_single_char_names, reason = "the names of the formula")]
+    #[inline]
     pub fn get(&self) -> StepTime {
-        let [a, b, c, d, e] = self.0.each_ref().map(|cell| f64::from(f32::from_bits(cell.load(Relaxed))));
-        StepTime { a, b, c, d, e }
+        let [a, b, c, d, e] = &self.0;
+        let value = |cell: &AtomicU32| f64::from(f32::from_bits(cell.load(Relaxed)));
+        StepTime { a: value(a), b: value(b), c: value(c), d: value(d), e: value(e) }
     }
 
     /// Publishes new constants.

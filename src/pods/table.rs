@@ -11,7 +11,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::health::Settings;
-use super::pod::{Pod, PodSpec};
+use super::load::Load;
+use super::pod::{Pod, PodSpec, Role};
 use super::reading::Served;
 use crate::base::{ModelName, PodId};
 
@@ -25,6 +26,8 @@ pub struct Fleet {
     pub generation: u64,
     /// All pods, by id.
     pub pods: Vec<Arc<Pod>>,
+    /// Counters and role of each pod, in the same order: what a survey runs over.
+    pub lanes: Vec<Lane>,
     /// Positions in `pods` of those that are known to serve a model or adapter.
     pub by_model: HashMap<ModelName, Vec<usize>>,
     /// Positions of those whose models are not known yet.
@@ -33,6 +36,17 @@ pub struct Fleet {
     pub by_addr: HashMap<SocketAddr, Vec<usize>>,
     /// Share of serving pods that may be out at once; from [`Settings`], for [`super::Census::rule`].
     pub ejected_share_max: f64,
+}
+
+/// What a survey needs of a pod.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    /// Which pod.
+    pub id: PodId,
+    /// What it may be asked to do.
+    pub role: Role,
+    /// Its counters.
+    pub load: Arc<Load>,
 }
 
 impl Default for Fleet {
@@ -207,6 +221,7 @@ fn index(pods: Vec<Arc<Pod>>, generation: u64, settings: &Settings) -> Fleet {
     let mut fleet = Fleet {
         generation,
         pods: Vec::new(),
+        lanes: Vec::new(),
         by_model: HashMap::new(),
         unknown: Vec::new(),
         by_addr: HashMap::new(),
@@ -226,6 +241,8 @@ fn index(pods: Vec<Arc<Pod>>, generation: u64, settings: &Settings) -> Fleet {
             }
         }
     }
+    let lane = |pod: &Arc<Pod>| Lane { id: pod.id, role: pod.spec.role, load: Arc::clone(&pod.load) };
+    fleet.lanes = pods.iter().map(lane).collect();
     fleet.pods = pods;
     fleet
 }

@@ -11,11 +11,11 @@ use super::pickers::REGISTRY as PICKERS;
 use super::scorers::REGISTRY as SCORERS;
 use super::testing::{NOW, context, pod};
 use super::{
-    Candidates, Context, Decision, Detail, Mode, Offer, PodView, Profile, Request, Scratch, Serves, Step, Verdict,
-    Warm, decide, safe_mode,
+    Candidates, Context, Decision, Detail, Gauges, Mode, Offer, PodView, Profile, Request, Scratch, Serves, Step,
+    Verdict, Warm, decide, safe_mode,
 };
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::pods::{LoadNow, Reading, Role, Standing, StepTime};
+use crate::pods::{LoadNow, Role, Standing, StepTime};
 
 const SEEDS: u64 = 400;
 
@@ -36,12 +36,10 @@ fn any_pod(id: u32, rng: &mut Rng) -> PodView {
         served: rng.below(100),
         dispatched: rng.below(1_000),
     };
-    let reading = (rng.below(3) > 0).then(|| Reading {
-        taken: Mono(NOW.0 - rng.below(10_000_000)),
+    let reading = (rng.below(3) > 0).then(|| Gauges {
         running: (rng.below(4) > 0).then(|| rng.below(300) as u32),
         waiting: (rng.below(4) > 0).then(|| rng.below(300) as u32),
         kv_used: [None, Some(f64::NAN), Some(-1.0), Some(2.0), Some(rng.unit())][rng.below(5) as usize],
-        ..Reading::default()
     });
     let later = Mono(NOW.0 + 1 + rng.below(9_000_000));
     let standings =
@@ -53,7 +51,9 @@ fn any_pod(id: u32, rng: &mut Rng) -> PodView {
         is_dark: rng.below(4) == 0,
         load,
         reading,
-        age: reading.map(|reading| Duration::from_micros(NOW.0 - reading.taken.0)),
+        age: reading.map(|_| Duration::from_micros(rng.below(10_000_000))),
+        foreign: rng.unit() * 20.0,
+        foreign_tokens: rng.unit() * 50_000.0,
         hit: Tokens(rng.below(20_000)),
         coming: Tokens(rng.below(2_000)),
         pinned: Tokens(rng.below(2_000)),

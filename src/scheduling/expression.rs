@@ -154,7 +154,7 @@ impl Values<'_> {
             "requests" => pod.load.requests.into(),
             "prefilling" => pod.load.prefilling.into(),
             "decoding" => pod.load.decoding().into(),
-            "foreign_requests" => pod.foreign(),
+            "foreign_requests" => pod.foreign,
             "queued_tokens" => pod.load.prefill_tokens.0 as f64,
             "wait_s" => pod.load.wait_s,
             "context_tokens" => pod.load.context_tokens.0 as f64,

@@ -17,7 +17,7 @@ use super::candidates::Candidates;
 use super::request::{Context, Request};
 use super::view::{PodView, Warm};
 use crate::base::{Mono, Tokens};
-use crate::pods::{Load, StepTime};
+use crate::pods::{Glance, StepTime};
 
 /// Highest occupancy that the price of uncached prefill knows.
 const OCCUPANCY_MAX: f64 = 0.97;
@@ -136,32 +136,32 @@ impl Ask {
 
     /// The parts of the cost on a pod at `now`.
     pub fn terms(&self, pod: &PodView, now: Mono) -> Terms {
-        self.on(&self.place(pod, now))
+        self.on(&self.place(pod, now)).0
     }
 
     /// The cost on a pod at `now` \[seconds\].
+    #[inline]
     pub fn cost(&self, pod: &PodView, now: Mono) -> f64 {
-        self.on(&self.place(pod, now)).sum()
+        self.on(&self.place(pod, now)).0.sum()
     }
 
     /// Cost and own prefill on a pod of which only the counters are looked at: a calm pod without other ranks, with everything
     /// loaded. The price is left out.
-    pub(super) fn rough(&self, load: &Load, hit: Tokens, now: Mono) -> (f64, f64) {
-        let seen = load.at(now);
-        let (foreign, foreign_tokens) = load.others(now);
+    #[inline]
+    pub(super) fn rough(&self, seen: &Glance, hit: Tokens) -> (f64, f64) {
+        let (foreign, foreign_tokens) = seen.others;
         let place = Place {
-            step: load.step.get(),
+            step: seen.step,
             hit: hit.min(self.prompt),
             wait: seen.wait_s,
-            requests: f64::from(seen.requests) + foreign,
-            decoding: f64::from(seen.decoding()) + foreign,
-            context: seen.context_tokens.0 as f64 + foreign_tokens,
-            occupied: seen.pinned_tokens.0 as f64 + foreign_tokens,
-            capacity: load.capacity().map_or(f64::INFINITY, |tokens| tokens.0 as f64),
+            requests: seen.requests + foreign,
+            decoding: seen.decoding + foreign,
+            context: seen.context_tokens + foreign_tokens,
+            occupied: seen.pinned_tokens + foreign_tokens,
+            capacity: seen.capacity,
             loads: 0.0,
         };
-        let prefill = place.step.prefill(self.prompt.less(place.hit).0, place.hit.0);
-        let terms = self.on(&place);
+        let (terms, prefill) = self.on(&place);
         (terms.sum() - terms.price, prefill)
     }
 
@@ -171,9 +171,10 @@ impl Ask {
         rates.cache_price * occupancy / (1.0 - occupancy)
     }
 
+    #[inline]
     fn place(&self, pod: &PodView, now: Mono) -> Place {
-        let foreign = pod.foreign();
-        let foreign_tokens = pod.foreign_tokens();
+        let foreign = pod.foreign;
+        let foreign_tokens = pod.foreign_tokens;
         let opens = pod.busy_until.map_or(0.0, |until| until.since(now).as_secs_f64());
         let cold = |warm: Warm, takes: f64| if warm == Warm::No { takes } else { 0.0 };
         Place {
@@ -189,7 +190,9 @@ impl Ask {
         }
     }
 
-    fn on(&self, place: &Place) -> Terms {
+    /// The parts, and the seconds of own prefill.
+    #[inline]
+    fn on(&self, place: &Place) -> (Terms, f64) {
         let step = &place.step;
         let uncached = self.prompt.less(place.hit);
         let prefill = step.prefill(uncached.0, place.hit.0);
@@ -200,7 +203,7 @@ impl Ask {
         let room = if lacking > 0.0 { lacking / place.capacity * decode } else { 0.0 };
         let media = self.media_s * uncached.0 as f64;
         let slow = self.others * self.output * self.answers * place.requests * (step.c + step.d * self.tokens);
-        Terms {
+        let terms = Terms {
             wait: self.urgency * place.wait.max(room),
             prefill: self.urgency * prefill,
             loads: self.urgency * (place.loads + media),
@@ -208,7 +211,8 @@ impl Ask {
             price: self.price * prefill,
             decode,
             slow,
-        }
+        };
+        (terms, prefill)
     }
 }
 

@@ -36,4 +36,4 @@ pub use plugin::{Filter, Offer, Picker, Plugin, Range, Scorer, Verdict};
 pub use profile::{BadProfile, Profile, ProfileSettings};
 pub use request::{Context, LeftOut, Request, Step};
 pub use survey::{Desk, Query, place};
-pub use view::{Belief, PodView, Serves, Warm};
+pub use view::{Belief, Gauges, PodView, Serves, Warm};

@@ -93,7 +93,7 @@ fn row(pod: &PodView, note: Note) -> Row {
             running: reading.running,
             waiting: reading.waiting,
             kv_used: reading.kv_used.filter(|used| used.is_finite()),
-            foreign: pod.foreign(),
+            foreign: pod.foreign,
         }),
         filters: note.filters,
         scores: note.scores,

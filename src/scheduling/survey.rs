@@ -17,7 +17,7 @@ use crate::prefix::Hits;
 /// Fleets up to this size are looked at whole.
 pub const WHOLE_MAX: usize = 256;
 /// Pods of a larger fleet that are looked at closely.
-pub const BEST: usize = 24;
+pub const BEST: usize = 16;
 /// More pods than this that are not calm: the fleet is in trouble, and looked at whole.
 const UNEASY_MAX: usize = 64;
 
@@ -132,21 +132,28 @@ impl Desk {
         let ask = Ask::of(query.request, rates, 0.0);
         self.rough.clear();
         let (mut pinned, mut known, mut requests) = (0.0, 0.0, 0.0);
-        for (position, pod) in (0..count).filter_map(|nth| at(query.fleet, positions, nth)) {
-            if !can(pod.spec.role, query.request.step) {
+        let holds = !(query.request.skips_cache || query.hits.is_empty());
+        for nth in 0..count {
+            let position = positions.map_or(Some(nth), |positions| positions.get(nth).copied()).unwrap_or(usize::MAX);
+            let Some(lane) = query.fleet.lanes.get(position) else { continue };
+            if !can(lane.role, query.request.step) {
                 continue;
             }
-            if !pod.is_calm(query.now) || Some(pod.id) == query.request.pinned {
-                self.views.push(view(pod, query));
-                continue;
+            let is_closer = !lane.load.is_clear() || Some(lane.id) == query.request.pinned;
+            if is_closer && let Some(pod) = query.fleet.pods.get(position) {
+                if !pod.is_calm(query.now) || Some(pod.id) == query.request.pinned {
+                    self.views.push(view(pod, query));
+                    continue;
+                }
             }
-            let hit = if query.request.skips_cache { Tokens(0) } else { query.hits.depth(pod.id) };
-            let (cost, prefill) = ask.rough(&pod.load, hit, query.now);
-            if let Some(capacity) = pod.load.capacity() {
-                pinned += (pod.load.at(query.now).pinned_tokens.0 as f64 / capacity.0 as f64).min(1.0);
+            let hit = if holds { query.hits.depth(lane.id) } else { Tokens(0) };
+            let seen = lane.load.glance(query.now);
+            let (cost, prefill) = ask.rough(&seen, hit);
+            if seen.capacity.is_finite() {
+                pinned += (seen.pinned_tokens / seen.capacity).min(1.0);
                 known += 1.0;
             }
-            requests += f64::from(pod.load.at(query.now).requests);
+            requests += seen.requests;
             self.rough.push(Rough { position: position as u32, cost, prefill });
         }
         if self.views.len() > UNEASY_MAX || self.rough.len() <= BEST {
@@ -157,7 +164,7 @@ impl Desk {
         for kept in &self.best {
             let Some(pod) = query.fleet.pods.get(kept.position as usize) else { continue };
             self.views.push(view(pod, query));
-            requests -= f64::from(pod.load.at(query.now).requests);
+            requests -= pod.load.glance(query.now).requests;
         }
         self.kv_share = Some(kv_share);
         let left = self.rough.len() - self.best.len();

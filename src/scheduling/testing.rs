@@ -3,9 +3,9 @@
 #![allow(clippy::large_types_passed_by_value, reason = "struct update reads best by value")]
 use std::time::Duration;
 
-use super::{Candidates, Context, Filter, Offer, Picker, PodView, Request, Scorer, Serves, Verdict, Warm};
+use super::{Candidates, Context, Filter, Gauges, Offer, Picker, PodView, Request, Scorer, Serves, Verdict, Warm};
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::pods::{LabelSet, LoadNow, Reading, Role, Standing, StepTime};
+use crate::pods::{LabelSet, LoadNow, Role, Standing, StepTime};
 
 /// The instant of every decision in tests.
 pub(super) const NOW: Mono = Mono(60_000_000);
@@ -25,6 +25,8 @@ pub(super) fn pod(id: u32) -> PodView {
         is_dark: false,
         load: LoadNow::default(),
         reading: None,
+        foreign: 0.0,
+        foreign_tokens: 0.0,
         age: None,
         hit: Tokens(0),
         coming: Tokens(0),
@@ -53,8 +55,7 @@ pub(super) fn loaded(id: u32, requests: u32, prefilling: u32, queued: u64) -> Po
 
 /// `pod` with a reading of some age.
 pub(super) fn read(pod: PodView, kv_used: Option<f64>, age_ms: u64) -> PodView {
-    let taken = Mono(NOW.0 - age_ms * 1000);
-    let reading = Reading { taken, kv_used, ..Reading::default() };
+    let reading = Gauges { kv_used, ..Gauges::default() };
     PodView { reading: Some(reading), age: Some(Duration::from_millis(age_ms)), ..pod }
 }
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::request::Request;
 use crate::base::{Mono, PodId, Tokens};
-use crate::pods::reading::worth;
-use crate::pods::{Facts, LabelSet, LoadNow, Marks, Pod, Reading, Role, Served, Sign, Standing, StepTime};
+use crate::pods::{Facts, LabelSet, LoadNow, Marks, Pod, Role, Served, Sign, Standing, StepTime};
 
 /// Whether a pod serves the model of the request. Source: the pod's `/v1/models`; as old as its last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +31,17 @@ pub enum Warm {
     No,
 }
 
+/// What a pod said of itself at its last scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Gauges {
+    /// Requests running \[requests\]; `None`: it does not tell.
+    pub running: Option<u32>,
+    /// Requests waiting \[requests\]; `None`: it does not tell.
+    pub waiting: Option<u32>,
+    /// Share of the KV cache in use; may be any number if the pod is broken. `None`: it does not tell.
+    pub kv_used: Option<f64>,
+}
+
 /// One pod as plug-ins see it.
 #[derive(Clone, Copy, Debug)]
 pub struct PodView {
@@ -51,7 +61,13 @@ pub struct PodView {
     /// blind to other clients of the pod. Never unknown.
     pub load: LoadNow,
     /// Last scraped gauges. Source: the pod's `/metrics`; `None` before the first scrape.
-    pub reading: Option<Reading>,
+    pub reading: Option<Gauges>,
+    /// Requests of other gates and direct clients in flight there \[requests\]. Source: last scrape, less what was ours at that
+    /// instant; counts in full when just read, linearly less with age, nothing from 5 s on. Unknown is 0.
+    pub foreign: f64,
+    /// KV that others occupy there \[tokens\]. Source: `kv_used` of the last scrape and the capacity, less what was ours at that
+    /// instant; fades as `foreign`. Unknown is 0.
+    pub foreign_tokens: f64,
     /// Age of `reading` at `now`; `None` without one. Old readings are for the plug-in to refuse, see
     /// [`PodView::reading_within`].
     pub age: Option<Duration>,
@@ -107,7 +123,9 @@ impl PodView {
     pub fn of(pod: &Pod, request: &Request<'_>, belief: &Belief<'_>, now: Mono) -> Self {
         let facts = pod.facts.load();
         let sign = pod.sign(now);
-        let reading = **pod.reading.load();
+        let reading = pod.reading.load();
+        let reading = reading.as_ref().as_ref();
+        let (foreign, foreign_tokens) = pod.load.others(now);
         let (serves, served) = serving(&facts, request.model);
         let warm = |key: Option<u64>| match key {
             None => Warm::NotNeeded,
@@ -122,7 +140,9 @@ impl PodView {
             busy_until: sign.busy_until,
             is_dark: sign.is_dark,
             load: pod.load.at(now),
-            reading,
+            reading: reading.map(|said| Gauges { running: said.running, waiting: said.waiting, kv_used: said.kv_used }),
+            foreign,
+            foreign_tokens,
             age: reading.map(|reading| now.since(reading.taken)),
             hit,
             coming: belief.coming.min(hit),
@@ -143,7 +163,7 @@ impl PodView {
     }
 
     /// The gauges, if they are no older than `age_max`.
-    pub fn reading_within(&self, age_max: Duration) -> Option<&Reading> {
+    pub fn reading_within(&self, age_max: Duration) -> Option<&Gauges> {
         self.reading.as_ref().filter(|_| self.age.is_some_and(|age| age <= age_max))
     }
 
@@ -152,30 +172,9 @@ impl PodView {
         Sign { standing: self.standing, busy_until: self.busy_until, is_asleep: self.sleeping, is_dark: self.is_dark }
     }
 
-    /// Requests of other gates and direct clients in flight there \[requests\]. Source: `reading`, less what was ours at
-    /// that instant; counts in full when just read, linearly less with age, nothing from 5 s on. Unknown is 0.
-    pub fn foreign(&self) -> f64 {
-        let Some(reading) = &self.reading else { return 0.0 };
-        let others = reading.foreign().unwrap_or(0);
-        if others == 0 { 0.0 } else { f64::from(others) * self.freshness() }
-    }
-
-    /// KV that others occupy there \[tokens\]. Source: `reading.kv_used` and `capacity`, less what was ours at that instant;
-    /// fades as [`PodView::foreign`]. Unknown is 0.
-    pub fn foreign_tokens(&self) -> f64 {
-        let (Some(reading), Some(capacity)) = (&self.reading, self.capacity) else { return 0.0 };
-        let others = reading.foreign_tokens(capacity).unwrap_or(0.0);
-        if others <= 0.0 { 0.0 } else { others * self.freshness() }
-    }
-
-    /// What the last reading is worth as to the load of others.
-    fn freshness(&self) -> f64 {
-        self.age.map_or(0.0, worth)
-    }
-
     /// KV occupied there by everybody \[tokens\]. Unknown parts are 0.
     pub fn occupied(&self) -> f64 {
-        self.load.pinned_tokens.0 as f64 + self.foreign_tokens()
+        self.load.pinned_tokens.0 as f64 + self.foreign_tokens
     }
 
     /// Prompt tokens of a request of `prompt` tokens that this pod would have to prefill.
@@ -201,7 +200,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::pods::{Facts, Outcome, PodSpec, Sleep};
+    use crate::pods::{Outcome, PodSpec, Reading, Sleep};
     use crate::scheduling::testing;
 
     const NOW: Mono = Mono(7_000_000);
@@ -229,16 +228,21 @@ mod tests {
 
     #[test]
     fn the_load_of_others_fades_with_the_age_of_the_reading() {
-        let foreign = |running, own, age_ms| {
-            let mut view = testing::read(testing::pod(0), None, age_ms);
-            let reading = view.reading.as_mut().unwrap();
-            (reading.running, reading.own.requests) = (running, own);
-            view.foreign().to_string()
+        let addr = ([127, 0, 0, 1], 8_000).into();
+        let spec = PodSpec { addr, authority: "a".into(), rank: None, role: Role::Both, labels: BTreeMap::new() };
+        let pod = Pod::new(PodId(3), spec);
+        pod.learn(Facts { capacity: Some(Tokens(1_000)), ..Facts::default() });
+        let foreign = |running, own, age_ms: u64| {
+            let own = LoadNow { requests: own, pinned_tokens: Tokens(100), ..LoadNow::default() };
+            let taken = Mono(NOW.0 - age_ms * 1_000);
+            pod.read(Reading { taken, own, running, kv_used: Some(0.5), ..Reading::default() });
+            let view = PodView::of(&pod, &Request::new("m", Tokens(9)), &Belief::default(), NOW);
+            (view.foreign as u32, view.foreign_tokens as u32)
         };
-        assert_eq!(foreign(Some(12), 2, 0), "10");
-        assert_eq!(foreign(Some(12), 2, 2_500), "5");
-        assert_eq!([foreign(Some(12), 2, 5_000), foreign(Some(12), 2, 60_000)], ["0", "0"]);
-        assert_eq!([foreign(Some(2), 9, 0), foreign(None, 0, 0)], ["0", "0"]);
-        assert_eq!(testing::pod(0).foreign().to_string(), "0");
+        assert_eq!(foreign(Some(12), 2, 0), (10, 400));
+        assert_eq!(foreign(Some(12), 2, 2_500), (5, 200));
+        assert_eq!([foreign(Some(12), 2, 5_000), foreign(Some(12), 2, 6_000)], [(0, 0), (0, 0)]);
+        assert_eq!([foreign(Some(2), 9, 0).0, foreign(None, 0, 0).0], [0, 0]);
+        assert_eq!(testing::pod(0).foreign.to_string(), "0");
     }
 }

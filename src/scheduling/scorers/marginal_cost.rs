@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::base::{Mono, Tokens};
-    use crate::scheduling::testing::{NOW, context, costs, loaded, read};
+    use crate::scheduling::testing::{NOW, context, costs, loaded};
     use crate::scheduling::{PodView, Request, Warm};
 
     fn cost_of(request: &Request<'_>, pod: PodView) -> f64 {
@@ -182,18 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_others_count_like_ours_and_less_with_age() {
+    fn requests_of_others_count_like_ours() {
         let request = Request::new("m", Tokens(100));
-        let foreign = |running, age_ms| {
-            let mut pod = read(loaded(0, 2, 0, 0), None, age_ms);
-            let reading = pod.reading.as_mut().unwrap();
-            (reading.running, reading.own.requests) = (Some(running), 2);
-            cost_of(&request, pod)
-        };
-        let own = |requests| cost_of(&request, loaded(0, requests, 0, 0));
-        assert_eq!(foreign(10, 0).to_bits(), own(10).to_bits());
-        assert_eq!(foreign(10, 2_500).to_bits(), own(6).to_bits());
-        assert_eq!(foreign(10, 5_000).to_bits(), own(2).to_bits());
+        let foreign = PodView { foreign: 8.0, ..loaded(0, 2, 0, 0) };
+        assert_eq!(cost_of(&request, foreign).to_bits(), cost_of(&request, loaded(0, 10, 0, 0)).to_bits());
     }
 
     #[test]
