@@ -322,8 +322,7 @@ observe:
         let expected = [
             "listen.threads",
             "admin.changes_from",
-            "prefix.index_bytes_max",
-            "prefix.pod_tokens_default",
+            "prefix",
             "observe.log",
         ];
         assert_eq!(old.needs_restart(&new), expected);

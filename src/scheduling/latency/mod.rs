@@ -79,10 +79,7 @@ impl Latency {
         let mut live: Vec<Arc<str>> = Vec::new();
         for pod in &fleet.pods {
             let name = variant_of(pod);
-            let known = self.variants.read().get(&name).cloned();
-            if let Some(variant) = known {
-                pod.load.step.set(variant.lock().step(pod.id));
-            }
+            self.publish(pod, &name);
             if !live.contains(&name) {
                 live.push(name);
             }
@@ -91,6 +88,14 @@ impl Latency {
         variants.retain(|name, _| live.contains(name));
         for variant in variants.values() {
             variant.lock().keep(|pod| fleet.find(pod).is_some());
+        }
+    }
+
+    /// Tells a pod what is known of its variant.
+    fn publish(&self, pod: &Pod, variant: &str) {
+        let known = self.variants.read().get(variant).cloned();
+        if let Some(variant) = known {
+            pod.load.step.set(variant.lock().step(pod.id));
         }
     }
 
