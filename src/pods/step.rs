@@ -67,9 +67,8 @@ impl StepCell {
     /// The constants now.
     #[inline]
     pub fn get(&self) -> StepTime {
-        let [a, b, c, d, e] = &self.0;
-        let value = |cell: &AtomicU32| f64::from(f32::from_bits(cell.load(Relaxed)));
-        StepTime { a: value(a), b: value(b), c: value(c), d: value(d), e: value(e) }
+        let value = |index: usize| self.0.get(index).map_or(0.0, |cell| f64::from(f32::from_bits(cell.load(Relaxed))));
+        StepTime { a: value(0), b: value(1), c: value(2), d: value(3), e: value(4) }
     }
 
     /// Publishes new constants.

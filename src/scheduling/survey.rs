@@ -140,11 +140,10 @@ impl Desk {
                 continue;
             }
             let is_closer = !lane.load.is_clear() || Some(lane.id) == query.request.pinned;
-            if is_closer && let Some(pod) = query.fleet.pods.get(position) {
-                if !pod.is_calm(query.now) || Some(pod.id) == query.request.pinned {
-                    self.views.push(view(pod, query));
-                    continue;
-                }
+            let pod = query.fleet.pods.get(position).filter(|_| is_closer);
+            if let Some(pod) = pod.filter(|pod| !pod.is_calm(query.now) || Some(pod.id) == query.request.pinned) {
+                self.views.push(view(pod, query));
+                continue;
             }
             let hit = if holds { query.hits.depth(lane.id) } else { Tokens(0) };
             let seen = lane.load.glance(query.now);
