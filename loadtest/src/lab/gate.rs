@@ -77,11 +77,11 @@ pub(crate) struct Trial {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {
     /// Tokens of the prompt.
-    pub(crate) prompt_tokens: u64,
+    pub(crate) prompt: u64,
     /// Of these, cached; `None` if it does not tell.
-    pub(crate) cached_tokens: Option<u64>,
+    pub(crate) cached: Option<u64>,
     /// Tokens of the answer.
-    pub(crate) completion_tokens: u64,
+    pub(crate) completion: u64,
 }
 
 impl Trial {
@@ -105,17 +105,17 @@ impl Trial {
     /// It ended well; `told` is what usage said, `answer` gives the text that passed.
     pub(crate) fn settled(mut self, now: Mono, told: Option<Told>, answer: impl FnOnce() -> Vec<u8>) {
         if let Some(told) = told {
-            let cached = told.cached_tokens.map(Tokens);
-            self.index.learn(&self.prompt, self.claim, Tokens(told.prompt_tokens), cached);
+            let cached = told.cached.map(Tokens);
+            self.index.learn(&self.prompt, self.claim, Tokens(told.prompt), cached);
         }
-        self.latency.learn(&self.pod, &self.meter, MODEL, told.map(|told| Tokens(told.completion_tokens)));
+        self.latency.learn(&self.pod, &self.meter, MODEL, told.map(|told| Tokens(told.completion)));
         if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt) {
             let text = String::from_utf8_lossy(&answer()).into_owned();
             let message = serde_json::json!({"role": "assistant", "content": text});
             let body = serde_json::json!({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
             extension.body(body.to_string().as_bytes());
             if let Some(answered) = extension.close() {
-                let tokens = told.map(|told| Tokens(told.prompt_tokens + told.completion_tokens));
+                let tokens = told.map(|told| Tokens(told.prompt + told.completion));
                 self.index.extend(&self.prompt, self.claim, &answered, tokens);
             }
         }

@@ -350,9 +350,9 @@ impl<'a> World<'a> {
             }
             let cached_tokens = self.cell.clients.cached_told.then_some(record.cached);
             let told = Told {
-                prompt_tokens: record.prompt_tokens,
-                cached_tokens,
-                completion_tokens: u64::from(flight.answer.tokens),
+                prompt: record.prompt_tokens,
+                cached: cached_tokens,
+                completion: u64::from(flight.answer.tokens),
             };
             let (pool, piece) = (self.pool, flight.answer.told());
             trial.settled(self.now, flight.has_usage.then_some(told), || render::text(pool, &piece));
