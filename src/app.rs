@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminState, spawn_thread};
 use crate::base::Mono;
-use crate::config::{Config, Problems, ServeArgs, Watcher};
+use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
 use crate::export::AccessLog;
 use crate::export::access_log::Writer;
 use crate::observe::{ExplainRing, MetricLimits, Metrics, Readiness};
@@ -28,6 +28,12 @@ use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
 use crate::runtime::now;
 
 pub use setup::workers_default;
+
+/// Time for telling the clients of requests that are cut.
+const CUT_WITHIN: Duration = Duration::from_secs(2);
+
+/// Time for the last access lines at a stop. It runs out only if requests were cut, since these hold the log.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why the gate did not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +72,12 @@ impl App {
     /// Reads the configuration and starts everything. `hook` is called at each phase of each request; only tests have one.
     pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
         let (config, watcher) = Watcher::start(args).map_err(StartError::Config)?;
+        if setup::lends_its_key(&config) {
+            tracing::warn!(
+                "pods.credential_file is set and clients are not asked for keys: whoever can connect to the listening \
+                 address uses the pods with the gate's key; put authentication in front, or listen on a loopback address"
+            );
+        }
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
         let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(&metrics))?;
         let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
@@ -80,7 +92,7 @@ impl App {
             safe_mode: Arc::clone(&safe_mode),
             log: Box::new(move |record| log.write(record)),
             hook,
-            profile: setup::profile(&config),
+            routing: setup::routing(&config),
             rules: setup::rules(&config),
             seed: setup::seed()?,
             prefix_secret,
@@ -134,14 +146,25 @@ impl App {
         self.close(rules.drain_max);
     }
 
-    /// Stops accepting at once and ends when the requests have, within `limit`.
-    pub fn close(self, limit: Duration) {
-        self.readiness.drain();
-        self.workers.close();
-        let until = now().after(limit);
+    /// Waits until the workers have ended, at most until then.
+    fn wait(&self, until: Mono) {
         while !self.workers.is_ended() && now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Stops accepting at once and ends when the requests have, within `limit`.
+    pub fn close(mut self, limit: Duration) {
+        self.readiness.drain();
+        self.workers.close();
+        let until = now().after(limit);
+        self.wait(until);
+        let cut: u64 = self.gate.metrics.models().iter().map(|model| model.in_flight.value()).sum();
+        if !self.workers.is_ended() {
+            self.gate.cut_off();
+            self.wait(now().after(CUT_WITHIN));
+        }
+        tracing::info!(cut, "drain ended; `cut` requests were still running and were cut");
         self.stop.send_replace(true);
         if self.control.join().is_err() {
             tracing::error!("the control plane panicked");
@@ -151,7 +174,10 @@ impl App {
             snapshot::save(path, &self.gate.index, &self.gate.table, self.gate.prefix_secret);
         }
         drop(self.gate);
-        drop(self.writer);
+        // With all requests ended nobody holds the log any more, and its writer ends after the lines it has.
+        if !self.writer.join_within(LAST_LINES_WITHIN) {
+            tracing::warn!("the last access lines may be missing");
+        }
     }
 }
 
@@ -172,7 +198,7 @@ fn workers(config: &Config) -> usize {
 }
 
 fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) -> AdminState {
-    let seen = Arc::clone(gate);
+    let (seen, asked) = (Arc::clone(gate), Arc::clone(gate));
     AdminState {
         table: Arc::clone(&gate.table),
         metrics: Arc::clone(&gate.metrics),
@@ -183,6 +209,11 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
             let stats = seen.index.stats();
             metrics.index_blocks.set(stats.blocks as u64);
             metrics.index_bytes.set(stats.bytes as u64);
+        }),
+        replay: Box::new(move |id, policy| {
+            let names: Vec<_> = policy_names().collect();
+            let profile = policy_of(policy).ok_or_else(|| names.join(", "))?;
+            Ok(asked.explained_by(id, policy, &profile))
         }),
         now: now as fn() -> Mono,
         changes_from: config.admin.changes_from,

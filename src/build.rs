@@ -2,7 +2,7 @@
 //!
 //! For each folder of `src/scheduling/` that holds plug-ins it writes `OUT_DIR/<folder>.rs`: a `mod` line per file, the enum
 //! of their settings (externally tagged: `- prefix-hit: {weight: 2}`) and the registry. The folder's `mod.rs` includes it.
-//! Names follow from the file: `prefix_hit.rs` is `prefix-hit` in configuration and `PrefixHit` in the enum.
+//! It also puts `conf/policies/` into the program. Names follow from the file: `prefix_hit.rs` is `prefix-hit` in configuration and `PrefixHit` in the enum.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "how a build script talks to cargo")]
 use std::fmt::Write as _;
 use std::path::Path;
@@ -25,16 +25,34 @@ fn main() -> io::Result<()> {
         let text = listing(&from, kind, settings)?;
         fs::write(Path::new(&out).join(format!("{folder}.rs")), text)?;
     }
+    let policies = Path::new(&root).join("conf/policies");
+    println!("cargo::rerun-if-changed={}", policies.display());
+    fs::write(Path::new(&out).join("policies.rs"), policy_texts(&policies)?)?;
     Ok(())
+}
+
+/// A slice of (name, text) of the policies that come with the program.
+fn policy_texts(folder: &Path) -> io::Result<String> {
+    let mut text = String::from("&[\n");
+    for name in names(folder, "yaml")? {
+        let place = folder.join(format!("{name}.yaml")).display().to_string();
+        writeln!(text, "    ({name:?}, include_str!({place:?})),").map_err(io::Error::other)?;
+    }
+    Ok(text + "]")
 }
 
 /// Names (without `.rs`) of the plug-in files of a folder, sorted.
 fn plugins(folder: &Path) -> io::Result<Vec<String>> {
+    Ok(names(folder, "rs")?.into_iter().filter(|name| name != "mod").collect())
+}
+
+/// Names of the files of a folder with this extension, without it, sorted.
+fn names(folder: &Path, wanted: &str) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
-        if path.extension().is_some_and(|extension| extension == "rs") && name != "mod" {
+        if path.extension().is_some_and(|extension| extension == wanted) {
             names.push(name);
         }
     }

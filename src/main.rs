@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use tidegate::app::App;
-use tidegate::config::{ServeArgs, check, reference, schema};
+use tidegate::config::{ServeArgs, check, load, reference, schema};
 use tidegate::demo::{Demo, DemoArgs};
 use tidegate::sim::http::SimArgs;
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,7 +60,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => {
-            log_to_stderr(args.log.map_or("info", tidegate::observe::LogLevel::as_str))?;
+            // A flag wins over the file; a file that can't be read is told of when the gate starts.
+            let level = load(&args).map_or_else(|_| args.log.unwrap_or_default(), |config| config.observe.log);
+            log_to_stderr(level.as_str())?;
             let app = App::start(args, None)?;
             tracing::info!(addr = %app.addr(), admin = %app.admin_addr(), "serving");
             wait_for_end()?;

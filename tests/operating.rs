@@ -88,7 +88,7 @@ async fn a_reload_adds_a_pod_and_drops_no_stream() {
     let gate = Gate::start(&[], &listed(&[&first])).await;
     gate.knows_models().await;
     first.script(Rule::new(Fault::SlowTokens(Duration::from_millis(20))));
-    let long = request(CHAT, "", &chat("sim", "long", true, 400));
+    let long = request(CHAT, "", &chat("sim", &"long ".repeat(200), true, 400));
     let (mut io, begun) = begin(gate.addr(), &long, |bytes| has(bytes, "data: ")).await;
 
     configure(&gate, &(listed(&[&first, &second]) + "observe: {explain: true}\n"));
@@ -96,6 +96,7 @@ async fn a_reload_adds_a_pod_and_drops_no_stream() {
     let fleet = || gate.app().gate().table.fleet();
     gate.eventually("two pods", || fleet().pods.len() == 2).await;
     gate.knows_models().await;
+    assert_eq!(gate.app().gate().index.stats().pods, 1, "one prompt is long enough");
     let kept: Vec<_> = fleet().pods.iter().map(|pod| pod.id).collect();
     let answer = post(gate.addr(), CHAT, "x-tidegate-explain: 1\r\n", &chat("sim", "y", false, 1)).await;
     assert!(answer.header("x-tidegate-decision").is_some(), "the new rules are in force");
@@ -111,6 +112,7 @@ async fn a_reload_adds_a_pod_and_drops_no_stream() {
     gate.eventually("one pod", || fleet().pods.len() == 1).await;
     let answer = rest(&mut io, begun).await;
     assert!(answer.is_whole && has(&answer.body, "data: [DONE]"), "a removed pod finishes what it has");
+    gate.eventually("a removed pod is forgotten", || gate.app().gate().index.stats().pods == 0).await;
     let lines = gate.finish().await;
     assert!(lines.iter().all(|line| line["cause"] == "ok"), "{lines:?}");
 }
@@ -195,7 +197,8 @@ async fn a_panic_costs_one_request() {
     let beside = request(CHAT, "", &chat("sim", "neighbour", true, 100_000));
     let (mut neighbour, _) = begin(gate.addr(), &beside, |bytes| events_in(bytes) >= 5).await;
     let mut wanted = 0.0;
-    for phase in [Phase::Head, Phase::Body, Phase::Dispatch, Phase::Commit, Phase::Stream, Phase::Settle] {
+    let phases = [Phase::Head, Phase::Body, Phase::Dispatch, Phase::Commit, Phase::Stream, Phase::Settle];
+    for phase in phases {
         for is_stream in [false, true] {
             armed.store(phase as u64, SeqCst);
             let mut io = connect(gate.addr()).await;
@@ -217,6 +220,10 @@ async fn a_panic_costs_one_request() {
     more(&mut neighbour, |bytes| events_in(bytes) >= 5).await;
     drop(neighbour);
     assert!((panics(&gate).await - wanted).abs() < 0.1, "{}", panics(&gate).await);
+    for phase in phases {
+        let counted = gate.metric(&format!("tidegate_panics_total{{phase=\"{}\"}}", phase.as_str())).await;
+        assert!((counted - 2.0).abs() < 0.1, "{phase:?}: {counted}");
+    }
     let lines = gate.finish().await;
     let count = |cause: &str| lines.iter().filter(|line| line["cause"] == cause).count();
     assert_eq!((lines.len(), count("gate_panic"), count("client_gone")), (13, 12, 1));

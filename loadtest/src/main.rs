@@ -6,6 +6,7 @@
 //! overhead      CPU and latency next to nginx and bare Pingora       -> overhead/   (process, proxies, backend, bare_pingora)
 //! badinput      what a gate must refuse                              -> badinput/   (corpus)
 //! backend       a pod that costs next to nothing
+//! lab           policies on simulated engines, virtual time          -> lab/
 //! bare-pingora  the least a Pingora proxy can be
 //! ```
 //! Text goes to standard output as the work proceeds, the whole result as JSON to the file given with `--json`. Exit code: 0 all checks held,
@@ -22,6 +23,7 @@ mod body;
 mod client;
 mod corpus;
 mod histogram;
+mod lab;
 mod load;
 mod overhead;
 mod process;
@@ -67,6 +69,8 @@ enum Command {
     Badinput(badinput::Args),
     /// A pod that costs next to nothing
     Backend(backend::Args),
+    /// Policies on simulated engines, without sockets
+    Lab(lab::Args),
     /// The least a Pingora proxy can be
     BarePingora(bare_pingora::Args),
 }
@@ -84,12 +88,16 @@ fn main() -> ExitCode {
 }
 
 fn work(cli: Cli) -> io::Result<bool> {
+    let mut report = Report::new(cli.json);
     let command = match cli.command {
         Command::BarePingora(args) => bare_pingora::serve(args),
+        Command::Lab(args) => {
+            lab::run(args, &mut report)?;
+            return report.finish();
+        }
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = Report::new(cli.json);
     runtime.block_on(async {
         tokio::select! {
             result = perform(command, report) => result,
@@ -105,7 +113,7 @@ async fn perform(command: Command, mut report: Report) -> io::Result<bool> {
         Command::Streams(args) => streams::run(args, &mut report).await?,
         Command::Badinput(args) => tokio::task::LocalSet::new().run_until(badinput::run(args, &mut report)).await?,
         Command::Backend(args) => backend::serve(args).await?,
-        Command::BarePingora(_) => {}
+        Command::BarePingora(_) | Command::Lab(_) => {}
     }
     report.finish()
 }

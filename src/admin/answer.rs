@@ -12,6 +12,9 @@ use crate::pods::{Pod, Sleep, Standing, Table};
 /// Ids listed by `/explain`.
 const RECENT_MAX: usize = 100;
 
+/// Decides a recent request again.
+pub type Replay = dyn Fn(&str, &str) -> Result<Option<String>, String> + Send + Sync;
+
 /// What the admin listener looks at and may switch.
 pub struct AdminState {
     /// Pods.
@@ -26,6 +29,9 @@ pub struct AdminState {
     pub safe_mode: Arc<AtomicBool>,
     /// Sets gauges that are only worth computing when asked (index size, memory); called before each scrape.
     pub refresh: Box<dyn Fn(&Metrics) + Send + Sync>,
+    /// What a policy would have chosen for a recent request, by id and policy; `Ok(None)` if the request is not known any more,
+    /// `Err` with the names of all policies if there is none of this name.
+    pub replay: Box<Replay>,
     /// The clock.
     pub now: fn() -> Mono,
     /// Who may change something.
@@ -71,13 +77,14 @@ const INDEX: &str = "tidegate admin\n\
     GET  /metrics              Prometheus text\n\
     GET  /pods                 pods with load, standing and readings\n\
     GET  /explain              ids of recent decisions\n\
-    GET  /explain/<request id> one decision\n\
+    GET  /explain/<request id> one decision; with ?policy=<name> what that policy would have chosen\n\
     GET  /safe-mode            state; POST on or off to switch";
 
 /// Answers one request of a client at `peer`. `is_browser` is true if it named an origin: pages of other sites must not
 /// switch anything.
 pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: &[u8], is_browser: bool) -> Answer {
     let is_read = matches!(method, "GET" | "HEAD");
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     if path == "/safe-mode" && method == "POST" {
         if is_browser || !state.changes_from.allows(peer) {
             return Answer::text(403, "changes are not allowed from here; see admin.changes_from");
@@ -103,11 +110,23 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
         "/pods" => Answer::json(pods(state)),
         "/explain" => Answer::json(recent(&state.explain)),
         "/safe-mode" => Answer::json(safe_mode(state)),
-        _ => match explained.map(|id| state.explain.json(id)) {
-            Some(Some(decision)) => Answer::json(decision),
-            Some(None) => Answer::text(404, "no decision kept under this request id"),
+        _ => match explained {
+            Some(id) => decision(state, id, query),
             None => Answer::text(404, "no such page; see /"),
         },
+    }
+}
+
+/// A kept decision, or what the policy of `policy=<name>` would have decided.
+fn decision(state: &AdminState, id: &str, query: &str) -> Answer {
+    let found = match query.split('&').find_map(|pair| pair.strip_prefix("policy=")) {
+        None => Ok(state.explain.json(id)),
+        Some(policy) => (state.replay)(id, policy),
+    };
+    match found {
+        Ok(Some(decision)) => Answer::json(decision),
+        Ok(None) => Answer::text(404, "no decision kept under this request id"),
+        Err(names) => Answer::text(400, format!("no such policy; there are {names}")),
     }
 }
 
@@ -218,6 +237,10 @@ pub(super) mod tests {
             readiness: Arc::default(),
             safe_mode: Arc::default(),
             refresh: Box::new(|metrics| metrics.index_blocks.set(5)),
+            replay: Box::new(|id, policy| match policy {
+                "jsq" => Ok((id == "r-1").then(|| "{}".to_owned())),
+                _ => Err("jsq".to_owned()),
+            }),
             now: || Mono(2_000_000),
             changes_from: Changes::Loopback,
             version: "9.9",
@@ -269,6 +292,9 @@ pub(super) mod tests {
         let state = state();
         state.explain.put("r-1".into(), Arc::new("{\"chosen\":\"pod-1\"}".to_owned()));
         assert_eq!(get(&state, "/explain/r-1"), (200, "{\"chosen\":\"pod-1\"}".into()));
+        assert_eq!(get(&state, "/explain/r-1?policy=jsq"), (200, "{}".into()));
+        assert_eq!(get(&state, "/explain/r-1?policy=none").0, 400);
+        assert_eq!(get(&state, "/explain/none?policy=jsq").0, 404);
         assert_eq!(get(&state, "/explain").1, "{\"recent\":[\"r-1\"]}\n");
         for path in ["/explain/none", "/nothing", "/metrics/", "/explain/"] {
             assert_eq!(get(&state, path).0, 404, "{path}");

@@ -12,7 +12,7 @@ const FIELDS_MAX: usize = 64;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) method: String,
-    /// Without the query.
+    /// With the query.
     pub(super) path: String,
     pub(super) body: Vec<u8>,
     /// A browser says where the page came from; tools do not.
@@ -93,7 +93,7 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(Request, usize, usize)>, BadReque
     if body_bytes > BODY_BYTES_MAX {
         return Err(Refused(413, "request body too large"));
     }
-    let path = head.path.unwrap_or("/").split('?').next().unwrap_or("/").to_owned();
+    let path = head.path.unwrap_or("/").to_owned();
     let method = head.method.unwrap_or_default().to_owned();
     Ok(Some((Request { method, path, body: Vec::new(), has_origin, keep_alive }, head_bytes, body_bytes)))
 }
@@ -132,7 +132,7 @@ mod tests {
         let first = runtime.block_on(read(&mut raw, &mut buffer)).unwrap();
         assert_eq!(
             (&*first.method, &*first.path, &*first.body, first.keep_alive),
-            ("POST", "/safe-mode", &b"on"[..], true)
+            ("POST", "/safe-mode?x", &b"on"[..], true)
         );
         let second = runtime.block_on(read(&mut raw, &mut buffer)).unwrap();
         assert_eq!((&*second.path, second.keep_alive), ("/", false));

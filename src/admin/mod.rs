@@ -7,6 +7,6 @@ mod http;
 mod server;
 pub mod settings;
 
-pub use answer::{AdminState, Answer, answer};
+pub use answer::{AdminState, Answer, Replay, answer};
 pub use server::{Admin, CONNECTIONS_MAX, spawn_thread};
 pub use settings::Settings;

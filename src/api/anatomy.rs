@@ -302,6 +302,14 @@ impl<'a> Anatomy<'a> {
         self.value(name).and_then(json::text)
     }
 
+    /// Does the request ask the pod to keep something, so that sending it twice would leave two? That is a response that is
+    /// stored or made in the background (vLLM 0.32; without a store it ignores `store`, which its default relies on, so
+    /// only a client that says so counts).
+    pub fn leaves_something(&self) -> bool {
+        let asks = |name| self.value(name).and_then(lax::boolean).unwrap_or(false);
+        self.api == Api::Responses && (asks("store") || asks("background"))
+    }
+
     /// Does the body hold members that can harm a pod, under any spelling of their keys? See [`DANGEROUS`].
     pub fn dangerous(&self) -> bool {
         !self.nested.is_empty() || self.members.iter().any(|member| DANGEROUS.contains(&member.key.as_ref()))

@@ -11,11 +11,12 @@ use super::{setup, snapshot};
 use crate::base::Mono;
 use crate::config::{Config, POLL_INTERVAL_S, Watcher};
 use crate::discovery;
-use crate::observe::{Readiness, Secret};
+use crate::observe::{Readiness, Secret, StepTimeSeries};
 use crate::pods::Pod;
 use crate::prefix::Snapshot;
 use crate::proxy::Gate;
 use crate::runtime::{now, supervise};
+use crate::scheduling::latency::{REGIMES, Report};
 use crate::telemetry::{Credential, Event, Observer, Telemetry};
 
 const BEAT: Duration = Duration::from_secs(1);
@@ -120,13 +121,16 @@ impl Control {
         self.readiness.beat(now());
         let fleet = self.gate.table.fleet();
         self.readiness.keep(|pod| fleet.find(pod).is_some());
+        self.gate.index.keep(|pod| fleet.find(pod).is_some());
         if let Some((used, max)) = setup::resident_bytes().zip(config.limits.memory_bytes_max.or(self.memory_max)) {
             self.gate.metrics.memory_stage.set(self.gate.memory.tell(used, max) as u64);
         }
         self.publish_credential();
+        self.gate.latency.refresh(&fleet);
+        let reports = self.gate.latency.reports().into_iter().map(|(name, report)| step_time(name, &report));
+        self.gate.metrics.step_times.store(Arc::new(reports.collect()));
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
         self.saved.forget();
-        self.gate.index.keep(|pod| fleet.find(pod).is_some());
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
     }
 
@@ -143,8 +147,13 @@ impl Control {
         for key in old.needs_restart(&new) {
             tracing::warn!(key, "changed in the file; takes effect after a restart");
         }
+        // An operator's switch stands until the file says otherwise than before.
+        if old.routing.safe_mode != new.routing.safe_mode {
+            self.gate.set_safe_mode(new.routing.safe_mode);
+            tracing::warn!(on = new.routing.safe_mode, "safe mode set by the configuration file");
+        }
         self.gate.set_rules(setup::rules(&new));
-        self.gate.set_profile(setup::profile(&new));
+        self.gate.set_routing(setup::routing(&new));
         self.gate.table.configure(new.pods.health.clone());
         self.take_credential(&new);
         self.gate.metrics.config_reloads.inc("ok");
@@ -162,6 +171,17 @@ impl Control {
 
     fn publish_credential(&self) {
         self.gate.set_credential(self.credential.key().map(|key| Secret::new(key.as_str())));
+    }
+}
+
+/// What the latency model knows of a variant, as metrics show it.
+fn step_time(variant: Arc<str>, report: &Report) -> StepTimeSeries {
+    StepTimeSeries {
+        variant,
+        terms: report.step.terms(),
+        overhead_s: report.overhead_s,
+        seen: report.seen,
+        errors: REGIMES.into_iter().zip(report.errors).collect(),
     }
 }
 

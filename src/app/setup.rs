@@ -1,13 +1,15 @@
 //! From configuration to what rooms are built with.
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use crate::api::PathRules;
 use crate::base::{ModelName, Tokens};
 use crate::config::Config;
 use crate::prefix::Limits;
-use crate::proxy::{Rules, Times};
-use crate::scheduling::Profile;
+use crate::proxy::{Routing, Rules, Selection, Times};
+use crate::scheduling::{Profile, ProfileSettings};
 
 /// Rules of the data path.
 pub(super) fn rules(config: &Config) -> Rules {
@@ -21,6 +23,7 @@ pub(super) fn rules(config: &Config) -> Rules {
     }
     rules.connections_max = rules.connections_max.min(descriptors().unwrap_or(u64::MAX) / 2);
     rules.explain = config.observe.explain;
+    rules.is_client_logged = config.observe.is_client_logged;
     rules.retry = config.retry.clone();
     rules.bounds = config.flow.clone();
     rules.memory_bytes_max = config.flow.body_bytes_held_max;
@@ -28,8 +31,31 @@ pub(super) fn rules(config: &Config) -> Rules {
 }
 
 /// How pods are chosen. Configuration was checked, so a bad profile can't get here; the default would serve in its place.
-pub(super) fn profile(config: &Config) -> Profile {
-    Profile::new(&config.routing.profile).unwrap_or_default()
+pub(super) fn routing(config: &Config) -> Routing {
+    let made = |settings: &ProfileSettings| Arc::new(Profile::new(settings).unwrap_or_default());
+    let routing = &config.routing;
+    let named: HashMap<&str, Arc<Profile>> =
+        routing.profiles.iter().map(|(name, settings)| (name.as_str(), made(settings))).collect();
+    let selections = routing.select.iter().filter_map(|one| {
+        let name = one.header.as_ref().and_then(|name| name.parse().ok());
+        Some(Selection {
+            models: one.models.iter().map(|name| config.models.upstream(name)).collect(),
+            header: name.map(|name| (name, one.value.clone())),
+            profile: Arc::clone(named.get(one.profile.as_str())?),
+        })
+    });
+    Routing {
+        profile: made(&routing.profile),
+        selections: selections.collect(),
+        session_header: routing.session_header.as_ref().and_then(|name| name.parse().ok()),
+        session_cookie: routing.session_cookie.clone(),
+    }
+}
+
+/// Whether strangers may use the gate's key for pods: it has one, and listens where others than this machine connect.
+pub(super) fn lends_its_key(config: &Config) -> bool {
+    let mut addrs = std::iter::once(config.listen.addr).chain(config.listen.h2c_addr);
+    config.pods.credential_file.is_some() && addrs.any(|addr| !addr.ip().to_canonical().is_loopback())
 }
 
 /// Bounds of the prefix index.
@@ -77,7 +103,26 @@ fn descriptors() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
     use super::*;
+
+    #[test]
+    fn a_key_that_strangers_may_use_is_told_of() {
+        for (addr, h2c_addr, has_key, expected) in [
+            ("127.0.0.1:1", None, true, false),
+            ("[::1]:1", None, true, false),
+            ("0.0.0.0:1", None, false, false),
+            ("0.0.0.0:1", None, true, true),
+            ("[::]:1", None, true, true),
+            ("127.0.0.1:1", Some("10.0.0.1:2"), true, true),
+        ] {
+            let mut config = crate::config::load(&crate::config::ServeArgs::default()).expect("defaults are good");
+            config.listen.addr = addr.parse().expect("an address");
+            config.listen.h2c_addr = h2c_addr.map(|addr| addr.parse().expect("an address"));
+            config.pods.credential_file = has_key.then(|| "key".into());
+            assert_eq!(lends_its_key(&config), expected, "{addr} {h2c_addr:?}");
+        }
+    }
 
     #[test]
     fn the_system_tells_its_limits() {

@@ -13,6 +13,9 @@ impl fmt::Display for PodId {
     }
 }
 
+/// Longest name a model or adapter can have \[bytes\]. Pods' own names beyond it are not taken, and nobody serves such a one.
+pub const MODEL_NAME_BYTES_MAX: usize = 256;
+
 /// Name of a model or adapter as clients write it.
 pub type ModelName = Arc<str>;
 

@@ -3,6 +3,6 @@ pub mod ids;
 pub mod rng;
 pub mod units;
 
-pub use ids::{ModelName, PodId, RequestId};
+pub use ids::{MODEL_NAME_BYTES_MAX, ModelName, PodId, RequestId};
 pub use rng::Rng;
 pub use units::{Mono, Tokens};

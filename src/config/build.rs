@@ -9,7 +9,6 @@ use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
 use crate::proxy::settings::{Limits, Listen, Model, Timeouts, Trust};
-use crate::scheduling::Profile;
 use crate::{admin, export, flow, observe, telemetry};
 
 /// What the configuration means. Each part is handed to its room.
@@ -66,6 +65,11 @@ impl ModelNames {
         self.0.get(name)
     }
 
+    /// The name pods know a model by that clients call `name`.
+    pub fn upstream(&self, name: &str) -> ModelName {
+        self.rule(name).map_or_else(|| name.into(), |rule| Arc::clone(&rule.upstream))
+    }
+
     /// All names and aliases with their rules.
     pub fn iter(&self) -> impl Iterator<Item = (&ModelName, &Arc<ModelRule>)> {
         self.0.iter()
@@ -111,18 +115,24 @@ impl Config {
         })
     }
 
-    /// Keys that differ in `new` and take effect only after a restart.
+    /// Keys that differ in `new` and take effect only after a restart. All others are taken when the file is read again.
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let (prefix, observe) = (&self.prefix, &self.observe);
         let keys = [
             ("listen.addr", self.listen.addr == new.listen.addr),
             ("listen.h2c_addr", self.listen.h2c_addr == new.listen.h2c_addr),
             ("listen.threads", self.listen.threads == new.listen.threads),
             ("admin.addr", self.admin.addr == new.admin.addr),
-            ("limits.connections_max", self.limits.connections_max == new.limits.connections_max),
-            ("prefix", self.prefix == new.prefix),
+            ("admin.changes_from", self.admin.changes_from == new.admin.changes_from),
+            ("prefix.index_bytes_max", prefix.index_bytes_max == new.prefix.index_bytes_max),
+            ("prefix.pod_tokens_default", prefix.pod_tokens_default == new.prefix.pod_tokens_default),
+            ("prefix.tenant_share", prefix.tenant_share.to_bits() == new.prefix.tenant_share.to_bits()),
+            ("prefix.snapshot_file", prefix.snapshot_file == new.prefix.snapshot_file),
+            ("prefix.secret_file", prefix.secret_file == new.prefix.secret_file),
             ("observe.access_log", self.access_log == new.access_log),
-            ("observe.decisions_max", self.observe.decisions_max == new.observe.decisions_max),
-            ("observe.models_max", self.observe.models_max == new.observe.models_max),
+            ("observe.decisions_max", observe.decisions_max == new.observe.decisions_max),
+            ("observe.log", observe.log == new.observe.log),
+            ("observe.models_max", observe.models_max == new.observe.models_max),
         ];
         keys.into_iter().filter(|(_, is_same)| !is_same).map(|(key, _)| key).collect()
     }
@@ -192,11 +202,10 @@ fn sections(tree: &Tree, found: &mut Found) {
     if !(0.0..=1.0).contains(&tree.retry.budget_share) {
         found.push(("retry.budget_share".into(), "write a share from 0 to 1".into()));
     }
+    found.extend(tree.routing.problems().into_iter().map(|(path, hint)| (format!("routing.{path}"), hint)));
     if !(0.0..=1.0).contains(&tree.prefix.tenant_share) {
         found.push(("prefix.tenant_share".into(), "write a share from 0 to 1".into()));
     }
-    let profile = Profile::new(&tree.routing.profile).err().into_iter().flatten();
-    found.extend(profile.map(|problem| ("routing.profile".to_owned(), problem.to_string())));
     let ranges = [
         ("retry.attempts_max", u64::from(tree.retry.attempts_max), 1, 2),
         ("flow.requests_max", tree.flow.requests_max, 1, u64::MAX),
@@ -302,8 +311,25 @@ observe:
         let old = Config::build(Tree::default(), "", &[]).unwrap();
         let mut new = old.clone();
         new.limits.body_bytes_max += 1;
+        new.limits.connections_max += 1;
+        new.limits.memory_bytes_max = Some(1 << 40);
+        new.flow.requests_max += 1;
+        new.retry.attempts_max = 1;
+        new.routing.safe_mode = true;
+        new.observe.is_client_logged ^= true;
         assert!(old.needs_restart(&new).is_empty());
         new.listen.threads = Some(2);
-        assert_eq!(old.needs_restart(&new), ["listen.threads"]);
+        new.admin.changes_from = admin::settings::Changes::Everybody;
+        new.prefix.index_bytes_max += 1;
+        new.prefix.pod_tokens_default += 1;
+        new.observe.log = observe::LogLevel::Debug;
+        let expected = [
+            "listen.threads",
+            "admin.changes_from",
+            "prefix.index_bytes_max",
+            "prefix.pod_tokens_default",
+            "observe.log",
+        ];
+        assert_eq!(old.needs_restart(&new), expected);
     }
 }

@@ -1,10 +1,11 @@
 //! Sections that are put together from several rooms, or that a room takes as plain numbers.
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::scheduling::ProfileSettings;
+use crate::scheduling::{Profile, ProfileSettings};
 
 /// Settings under `routing`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -14,6 +15,64 @@ pub struct Routing {
     pub safe_mode: bool,
     /// Filters, scorers and picker of a decision.
     pub profile: ProfileSettings,
+    /// Further profiles by name, for `select`.
+    pub profiles: BTreeMap<String, ProfileSettings>,
+    /// Which requests another profile than `profile` places; the first entry that applies counts.
+    pub select: Vec<Select>,
+    /// Request header whose value names the client's session, for `session-affinity` and `consistent-hash`.
+    pub session_header: Option<String>,
+    /// Cookie that names the session where the header is missing.
+    pub session_cookie: Option<String>,
+}
+
+/// Settings under `routing.select[]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Select {
+    /// Name under `profiles`.
+    pub profile: String,
+    /// Models it is for, by any of their names; none means all.
+    pub models: Vec<String>,
+    /// Request header that must be there.
+    pub header: Option<String>,
+    /// Value that header must have; unset means any.
+    pub value: Option<String>,
+}
+
+impl Routing {
+    /// What is wrong: path below `routing`, and what to write instead.
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let named = self.profiles.iter().map(|(name, settings)| (format!("profiles.{name}"), settings));
+        for (path, settings) in named.chain([("profile".to_owned(), &self.profile)]) {
+            let problems = Profile::new(settings).err().into_iter().flatten();
+            found.extend(problems.map(|problem| (path.clone(), problem.to_string())));
+        }
+        for (index, select) in self.select.iter().enumerate() {
+            if !self.profiles.contains_key(&select.profile) {
+                let names: Vec<_> = self.profiles.keys().map(String::as_str).collect();
+                let hint = format!("there is no such profile; write one of routing.profiles: {}", names.join(", "));
+                found.push((format!("select[{index}].profile"), hint));
+            }
+            if select.models.is_empty() && select.header.is_none() {
+                let hint = "it would take every request; name models or a header, or change routing.profile";
+                found.push((format!("select[{index}]"), hint.into()));
+            }
+            if select.header.as_ref().is_some_and(|name| !is_header(name)) {
+                found.push((format!("select[{index}].header"), NOT_A_HEADER.into()));
+            }
+        }
+        if self.session_header.as_ref().is_some_and(|name| !is_header(name)) {
+            found.push(("session_header".into(), NOT_A_HEADER.into()));
+        }
+        found
+    }
+}
+
+const NOT_A_HEADER: &str = "this is no name of a header; write letters, digits and dashes";
+
+fn is_header(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// Settings under `prefix`.

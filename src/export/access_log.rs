@@ -64,13 +64,21 @@ pub struct AccessLog {
 pub struct Writer(Option<JoinHandle<()>>);
 
 impl Writer {
-    /// Returns when every handle is dropped and every line is written.
-    pub fn join(mut self) {
+    /// Returns true when every handle is dropped and every line is written, or false after `limit`: lines may be lost then.
+    pub fn join_within(&mut self, limit: Duration) -> bool {
+        let until = crate::runtime::now().after(limit);
+        while self.0.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if crate::runtime::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if let Some(thread) = self.0.take()
             && thread.join().is_err()
         {
             tracing::error!("access log writer panicked");
         }
+        true
     }
 }
 
@@ -225,14 +233,16 @@ mod tests {
         let (open_gate, gate) = sync_channel(1);
         let out = Arc::new(Mutex::new(Vec::new()));
         let sink = Box::new(Gated { gate, out: Arc::clone(&out) });
-        let (log, writer) = AccessLog::with_sink(sink, 4, Arc::clone(&metrics)).unwrap();
+        let (log, mut writer) = AccessLog::with_sink(sink, 4, Arc::clone(&metrics)).unwrap();
         for number in 0..1_000 {
             log.write(&record(&number.to_string()));
         }
         let dropped = metrics.access_log_dropped.load(Relaxed);
         assert!(dropped > 0);
-        drop((open_gate, log));
-        writer.join();
+        drop(log);
+        assert!(!writer.join_within(Duration::ZERO), "its sink is stuck");
+        drop(open_gate);
+        assert!(writer.join_within(Duration::from_secs(20)));
         let written = String::from_utf8(out.lock().unwrap().clone()).unwrap();
         assert_eq!(written.lines().count() as u64 + dropped, 1_000);
         assert!(written.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
@@ -260,9 +270,9 @@ mod tests {
         assert_eq!("/tmp/x".parse(), Ok(Target::File("/tmp/x".into())));
         assert!("".parse::<Target>().is_err());
         let metrics = Metrics::new(MetricLimits::default());
-        let (log, writer) = AccessLog::start(&Target::Off, metrics).unwrap();
+        let (log, mut writer) = AccessLog::start(&Target::Off, metrics).unwrap();
         assert!(!log.is_on());
         log.write(&record("x"));
-        writer.join();
+        assert!(writer.join_within(Duration::ZERO));
     }
 }

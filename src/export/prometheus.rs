@@ -125,6 +125,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::MemoryStage => to.sample(&[], metrics.memory_stage.value()),
         M::IndexBlocks => to.sample(&[], metrics.index_blocks.value()),
         M::IndexBytes => to.sample(&[], metrics.index_bytes.value()),
+        M::StepTime | M::StepTimeError | M::StepTimeSamples => step_times(metric, metrics, to),
         M::SafeMode => to.sample(&[], metrics.safe_mode.value()),
         M::Explain => to.sample(&[], metrics.explain.value()),
         M::Ready => to.sample(&[], metrics.ready.value()),
@@ -140,6 +141,28 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         | M::PodKvUsed => {
             for pod in &scrape.fleet.pods {
                 pod_samples(metric, pod, scrape.now, to);
+            }
+        }
+    }
+}
+
+fn step_times(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    for known in metrics.step_times.load().iter() {
+        match metric {
+            MetricName::StepTime => {
+                for (term, value) in known.terms.into_iter().chain([("overhead", known.overhead_s)]) {
+                    to.float(&[&known.variant, term], value);
+                }
+            }
+            MetricName::StepTimeError => {
+                for (regime, error) in known.errors.iter().filter_map(|(regime, error)| Some((regime, (*error)?))) {
+                    to.float(&[&known.variant, regime], error);
+                }
+            }
+            _ => {
+                for (kind, count) in ["first", "gap"].into_iter().zip(known.seen) {
+                    to.sample(&[&known.variant, kind], count);
+                }
             }
         }
     }
@@ -254,6 +277,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::observe::StepTimeSeries;
     use crate::observe::{Cause, Kind, MetricLimits};
     use crate::pods::{PodSpec, Reading, Table};
 
@@ -273,6 +297,13 @@ mod tests {
         ] {
             family.inc("word");
         }
+        metrics.step_times.store(std::sync::Arc::new(vec![StepTimeSeries {
+            variant: "m".into(),
+            terms: ["a", "b", "c", "d", "e"].map(|term| (term, 0.5)),
+            overhead_s: 0.5,
+            seen: [1, 2],
+            errors: vec![("first_idle", Some(0.5)), ("gap_mixed", None)],
+        }]));
         let table = Table::default();
         let addr = "127.0.0.1:1".parse().unwrap();
         let (added, _) = table.set(vec![PodSpec {

@@ -98,6 +98,11 @@ impl RetryBudget {
         &self.settings
     }
 
+    /// Takes other settings; tokens over the new bound go with the next request.
+    pub fn configure(&mut self, settings: RetrySettings) {
+        self.settings = settings;
+    }
+
     /// A request came. Once per request, not per attempt.
     pub fn arrived(&mut self) {
         self.in_flight += 1;
@@ -224,6 +229,12 @@ impl Budgets {
     /// No budgets yet; each model gets a full one when first asked for.
     pub fn new(settings: RetrySettings) -> Self {
         Self { settings, models: LruCache::new(BUDGETS_MAX) }
+    }
+
+    /// Takes other settings, for the budgets there are and those to come.
+    pub fn configure(&mut self, settings: &RetrySettings) {
+        self.settings = settings.clone();
+        self.models.iter_mut().for_each(|(_, budget)| budget.configure(settings.clone()));
     }
 
     /// The budget of a model.

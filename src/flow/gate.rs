@@ -120,6 +120,8 @@ pub struct Gate {
     bytes: u64,
     released_at: Option<Mono>,
     release_gap_s: f64,
+    /// Requests and bytes held when the settings changed: they may be over the new bounds until they end.
+    inherited: (u64, u64),
 }
 
 impl Gate {
@@ -133,7 +135,14 @@ impl Gate {
             bytes: 0,
             released_at: None,
             release_gap_s: 1.0,
+            inherited: (0, 0),
         }
+    }
+
+    /// Takes other bounds. What is held over them stays; nothing more is admitted before enough of it has ended.
+    pub fn configure(&mut self, settings: GateSettings) {
+        self.settings = settings;
+        self.inherited = (self.requests(), self.bytes);
     }
 
     /// Takes one event; returns what must be done now.
@@ -279,10 +288,44 @@ impl Gate {
         let checks = [
             (requests == self.requests(), "requests per model do not add up"),
             (bytes == self.bytes, "bytes per model do not add up"),
-            (self.requests() <= self.settings.requests_max, "more requests than the bound"),
-            (self.bytes <= self.settings.body_bytes_held_max, "more bytes than the bound"),
+            (self.requests() <= self.settings.requests_max.max(self.inherited.0), "more requests than the bound"),
+            (self.bytes <= self.settings.body_bytes_held_max.max(self.inherited.1), "more bytes than the bound"),
             (self.models.len() <= MODELS_MAX + 1, "more models than the bound"),
         ];
         checks.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::flow::Trust;
+
+    fn arrival(number: u64) -> Event {
+        Event::Arrived(Arrival {
+            ticket: TicketId(number),
+            model: "m".into(),
+            caller: Caller::open(Trust::Open),
+            body_bytes: 10,
+            prompt_tokens: Tokens(1),
+            deadline: None,
+        })
+    }
+
+    #[test]
+    fn tighter_bounds_wait_for_what_is_held() {
+        let settings = |requests_max| GateSettings { requests_max, ..GateSettings::default() };
+        let mut gate = Gate::new(settings(10));
+        let is_granted =
+            |gate: &mut Gate, number| matches!(gate.on(Mono(1), arrival(number)).first(), Some(Effect::Grant(_)));
+        assert!((0..6).all(|number| is_granted(&mut gate, number)));
+        gate.configure(settings(4));
+        assert_eq!(gate.invariants(), Ok(()));
+        assert!(!is_granted(&mut gate, 6));
+        (0..3).for_each(|number| drop(gate.on(Mono(2), Event::Released(TicketId(number)))));
+        assert!(is_granted(&mut gate, 7) && !is_granted(&mut gate, 8));
+        gate.configure(settings(5));
+        assert!(is_granted(&mut gate, 9));
     }
 }

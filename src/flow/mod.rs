@@ -10,6 +10,8 @@ pub mod budget;
 pub mod bytes;
 pub mod caller;
 pub mod gate;
+#[cfg(test)]
+mod history;
 pub mod poison;
 pub mod refusal;
 pub mod retry;

@@ -29,7 +29,7 @@ pub struct AccessRecord<'a> {
     pub tenant: Option<&'a str>,
     /// QoS class.
     pub class: Option<&'a str>,
-    /// Client's address without the port, if it is to be logged.
+    /// Address the client connects from, without the port, if it is to be logged.
     pub client: Option<&'a str>,
     /// Status sent; `None` if none was.
     pub status: Option<u16>,

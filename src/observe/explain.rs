@@ -2,6 +2,7 @@
 //!
 //! Sources are stored as they are and written out only when somebody asks, so keeping one costs a map insertion. The ring
 //! is bounded; the oldest goes first. A request id that is used twice shows its latest decision.
+use std::any::Any;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -17,6 +18,11 @@ pub const DECISIONS_MAX: usize = 1_024;
 pub trait ExplainSource: Send + Sync {
     /// Appends one JSON value.
     fn write_json(&self, out: &mut String);
+
+    /// Itself, for whoever knows more of it than how to show it.
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
+    }
 }
 
 impl ExplainSource for String {
@@ -42,10 +48,15 @@ impl ExplainRing {
 
     /// The decision of `id` as JSON; `None` if it was never kept or is gone.
     pub fn json(&self, id: &str) -> Option<String> {
-        let source = self.0.lock().peek(id).cloned()?;
+        let source = self.source(id)?;
         let mut out = String::new();
         source.write_json(&mut out);
         Some(out)
+    }
+
+    /// What was kept of `id`.
+    pub fn source(&self, id: &str) -> Option<Arc<dyn ExplainSource>> {
+        self.0.lock().peek(id).cloned()
     }
 
     /// The last ids, newest first, at most `limit`.

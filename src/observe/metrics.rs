@@ -97,6 +97,21 @@ pub struct RequestSeries {
     pub count: u64,
 }
 
+/// What the latency model knows of one variant of pods.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepTimeSeries {
+    /// Name of the variant.
+    pub variant: Arc<str>,
+    /// Constants of the step time by name \[seconds\].
+    pub terms: [(&'static str, f64); 5],
+    /// Fixed time before a first token \[seconds\].
+    pub overhead_s: f64,
+    /// First tokens and gaps learnt from.
+    pub seen: [u64; 2],
+    /// Mean relative error of predictions by regime; `None` before the first.
+    pub errors: Vec<(&'static str, Option<f64>)>,
+}
+
 /// Everything the gate counts. Shared by `Arc`.
 #[derive(Debug)]
 pub struct Metrics {
@@ -142,6 +157,8 @@ pub struct Metrics {
     pub index_blocks: Gauge,
     /// Bytes of the prefix index; set.
     pub index_bytes: Gauge,
+    /// What the latency model knows, by variant; set.
+    pub step_times: ArcSwap<Vec<StepTimeSeries>>,
     /// 1 in safe mode; set.
     pub safe_mode: Gauge,
     /// 1 with explain on for everybody; set.
@@ -182,6 +199,7 @@ impl Metrics {
             memory_stage: Gauge::default(),
             index_blocks: Gauge::default(),
             index_bytes: Gauge::default(),
+            step_times: ArcSwap::default(),
             safe_mode: Gauge::default(),
             explain: Gauge::default(),
             ready: Gauge::default(),

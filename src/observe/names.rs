@@ -119,6 +119,12 @@ metrics! {
         "Distinct prompt blocks in the prefix index.";
     IndexBytes = "index_bytes", Gauge, "bytes", [],
         "Memory of the prefix index, estimated.";
+    StepTime = "step_time_seconds", Gauge, "seconds", ["variant", "term"],
+        "Time of an engine step as learnt: a by itself, b per prompt token, c per sequence, d per token of context, e per pair.";
+    StepTimeError = "step_time_error_ratio", Gauge, "ratio", ["variant", "regime"],
+        "Mean relative error of predicted first tokens and gaps, by regime.";
+    StepTimeSamples = "step_time_samples_total", Counter, "samples", ["variant", "kind"],
+        "Samples the latency model learnt from: first tokens and gaps between tokens.";
     SafeMode = "safe_mode", Gauge, "", [],
         "1 while in safe mode: least in flight, no index.";
     Explain = "explain", Gauge, "", [],

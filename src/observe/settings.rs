@@ -44,7 +44,7 @@ impl LogLevel {
 pub struct Settings {
     /// Where access lines go: `-` for standard output, `off`, or a file that is appended to.
     pub access_log: String,
-    /// Whether access lines name the client's address.
+    /// Whether access lines name the address the client connects from (that of the last proxy, if there is one).
     pub is_client_logged: bool,
     /// Whether every client, not only trusted ones, may ask for the decision with `x-tidegate-explain: 1`.
     pub explain: bool,

@@ -6,10 +6,11 @@
 //! decided in [`super::verdict`].
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::health_settings::seconds;
+use super::load::Load;
 use super::window::Window;
 use crate::base::Mono;
 
@@ -75,7 +76,8 @@ pub struct Health {
     epoch: u32,
     phase: Phase,
     busy_until: Mono,
-    calm: Arc<AtomicBool>,
+    /// Where it is published whether a closer look is needed.
+    seen: Arc<Load>,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,11 @@ impl Default for Health {
 impl Health {
     /// A pod that starts with its full share.
     pub fn new(settings: Arc<Settings>) -> Self {
+        Self::watched(settings, Arc::default())
+    }
+
+    /// The same, telling `seen` whenever the pod becomes calm or uneasy.
+    pub(super) fn watched(settings: Arc<Settings>, seen: Arc<Load>) -> Self {
         Self {
             window: Window::new(seconds(settings.window_s)),
             settings,
@@ -111,7 +118,7 @@ impl Health {
             epoch: 0,
             phase: Phase::Full,
             busy_until: Mono::ZERO,
-            calm: Arc::new(AtomicBool::new(true)),
+            seen,
         }
     }
 
@@ -124,7 +131,7 @@ impl Health {
     /// Starts a ramp at the next look: the pod is new to a fleet at work.
     pub fn newcomer(&mut self) {
         self.phase = Phase::Ramp { since: Cell::new(None), completions: 0 };
-        self.calm.store(false, Relaxed);
+        self.seen.is_uneasy.store(true, Relaxed);
     }
 
     /// The pod was restarted: old news do not count, an ejection ends in a probe at once, else it ramps.
@@ -185,7 +192,7 @@ impl Health {
                 self.count(now, outcome);
             }
         }
-        self.calm.store(self.is_calm(now), Relaxed);
+        self.seen.is_uneasy.store(!self.is_calm(now), Relaxed);
     }
 
     /// Books an attempt that began and ended at `now`.
@@ -196,7 +203,7 @@ impl Health {
 
     /// Whether the pod may get work at `now`.
     pub fn standing(&self, now: Mono) -> Standing {
-        self.calm.store(self.is_calm(now), Relaxed);
+        self.seen.is_uneasy.store(!self.is_calm(now), Relaxed);
         match &self.phase {
             Phase::Out { until, .. } if now < *until => Standing::Ejected(*until),
             Phase::Out { probing: true, .. } => Standing::Ejected(now.after(PROBE_LOOK)),
@@ -211,11 +218,6 @@ impl Health {
     /// Until when the pod asked to be spared; `None` if that is over.
     pub fn busy_until(&self, now: Mono) -> Option<Mono> {
         (self.busy_until > now).then_some(self.busy_until)
-    }
-
-    /// True as long as nothing is held against the pod: a look without the lock.
-    pub(super) fn calm_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.calm)
     }
 
     fn is_calm(&self, now: Mono) -> bool {

@@ -1,64 +1,229 @@
-//! What this gate has in flight on a pod. Booked when a pod is chosen, given back by a guard on every exit path.
+//! What this gate has in flight on a pod, and the few other numbers of it that every decision looks at.
 //!
-//! In the words of the ranking cost: `Q` is [`LoadNow::prefill_tokens`], `n` is [`LoadNow::requests`], `d` is
-//! [`LoadNow::decoding`], `K` is [`LoadNow::context_tokens`], which grows with what is generated. `K` counts a prefix shared
-//! by two requests twice; whoever knows the blocks may correct it. Everything is exact: after the last guard all is zero.
+//! Booked when a pod is chosen, given back by a guard on every exit path; after the last guard all counts are zero. In the
+//! words of the ranking cost: `Q` is [`LoadNow::prefill_tokens`], `W` is [`LoadNow::wait_s`], `n` is [`LoadNow::requests`], `d`
+//! is [`LoadNow::decoding`], `A` is [`LoadNow::context_tokens`] and `K` is [`LoadNow::pinned_tokens`]; both grow with what is
+//! generated. Readers take no lock: what needs one ([`super::queue`], [`super::pins`]) is published as a few atomics.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use parking_lot::Mutex;
+
+use super::pins::{Marks, Pins};
 use super::pod::Pod;
-use crate::base::Tokens;
+use super::queue::{Queue, Summary};
+use super::step::StepCell;
+use crate::base::{Mono, Tokens};
 
 /// No request has more tokens than this; a pod that claims more in its `usage` is not believed.
 const TOKENS_MAX: u64 = 1 << 32;
 
-/// Counters of one pod.
+/// Counters of one pod, together in few cache lines.
 #[derive(Debug, Default)]
 pub struct Load {
     requests: AtomicU32,
-    prefilling: AtomicU32,
-    prefill_tokens: AtomicU64,
+    unanswered: AtomicU32,
     prompt_tokens: AtomicU64,
     generated_tokens: AtomicU64,
+    shared_tokens: AtomicU64,
     served: AtomicU64,
+    dispatched: AtomicU64,
+    queue: Published,
+    last_dispatch: AtomicU64,
+    last_cold: AtomicU64,
+    others: Others,
+    /// Something is held against the pod: its health needs a closer look.
+    pub(super) is_uneasy: AtomicBool,
+    pub(super) is_asleep: AtomicBool,
+    pub(super) scrape_failures: AtomicU32,
+    /// KV capacity in tokens; 0 while unknown.
+    pub(super) capacity: AtomicU64,
+    /// Time of an engine step there, as the latency model knows it; the prior until then.
+    pub step: StepCell,
+    ledger: Mutex<Ledger>,
+}
+
+/// What a lock is needed for.
+#[derive(Debug, Default)]
+struct Ledger {
+    queue: Queue,
+    pins: Pins,
+}
+
+/// A summary of the queue that is read without its lock. Its parts may be a moment apart.
+#[derive(Debug, Default)]
+struct Published {
+    until: AtomicU64,
+    at: AtomicU64,
+    tokens: AtomicU64,
+    streams: AtomicU32,
+    plain: AtomicU32,
+}
+
+/// What the last reading said of the load of others.
+#[derive(Debug, Default)]
+struct Others {
+    requests: AtomicU32,
+    tokens: AtomicU64,
+    taken: AtomicU64,
 }
 
 /// One look at the counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LoadNow {
     /// Dispatched and not ended.
     pub requests: u32,
-    /// Of these, without a first token yet.
+    /// Of these, without a first byte yet.
+    pub unanswered: u32,
+    /// Of these, still in prefill: a request that is not streamed is taken out at its predicted time.
     pub prefilling: u32,
-    /// Uncached prompt tokens dispatched and not yet prefilled.
+    /// Uncached prompt tokens dispatched and not yet prefilled, what should be done by now taken off.
     pub prefill_tokens: Tokens,
-    /// Prompt tokens of everything in flight, and what it generated so far.
+    /// Predicted time until all of that is done \[seconds\].
+    pub wait_s: f64,
+    /// Prompt tokens of everything in flight, and what it generated so far: each sequence's context added up.
     pub context_tokens: Tokens,
     /// Of these, generated.
     pub generated_tokens: Tokens,
+    /// KV that this occupies: as `context_tokens`, a prefix that several requests share counted once.
+    pub pinned_tokens: Tokens,
     /// Requests that ended well since the pod was first seen.
     pub served: u64,
+    /// Requests dispatched since the pod was first seen.
+    pub dispatched: u64,
 }
 
 impl LoadNow {
-    /// Requests in flight that have their first token.
+    /// Requests in flight that are past their prefill.
     pub const fn decoding(&self) -> u32 {
         self.requests.saturating_sub(self.prefilling)
     }
 }
 
-impl Load {
-    /// The counters now. Each is exact; two of them may be a moment apart.
-    pub fn now(&self) -> LoadNow {
-        let generated = self.generated_tokens.load(Relaxed);
-        LoadNow {
-            requests: self.requests.load(Relaxed),
-            prefilling: self.prefilling.load(Relaxed),
-            prefill_tokens: Tokens(self.prefill_tokens.load(Relaxed)),
-            context_tokens: Tokens(self.prompt_tokens.load(Relaxed).saturating_add(generated)),
-            generated_tokens: Tokens(generated),
-            served: self.served.load(Relaxed),
+impl Published {
+    fn get(&self) -> Summary {
+        Summary {
+            until: Mono(self.until.load(Relaxed)),
+            at: Mono(self.at.load(Relaxed)),
+            tokens: self.tokens.load(Relaxed),
+            streams: self.streams.load(Relaxed),
+            plain: self.plain.load(Relaxed),
         }
+    }
+
+    fn set(&self, summary: Summary) {
+        self.until.store(summary.until.0, Relaxed);
+        self.at.store(summary.at.0, Relaxed);
+        self.tokens.store(summary.tokens, Relaxed);
+        self.streams.store(summary.streams, Relaxed);
+        self.plain.store(summary.plain, Relaxed);
+    }
+}
+
+impl Load {
+    /// The counters at `now`. Each is exact, or exactly predicted; two of them may be a moment apart.
+    pub fn at(&self, now: Mono) -> LoadNow {
+        let queue = self.queue.get();
+        let left = queue.left(now);
+        let requests = self.requests.load(Relaxed);
+        let plain = (f64::from(queue.plain) * left).ceil() as u32;
+        let generated = self.generated_tokens.load(Relaxed);
+        let context = self.prompt_tokens.load(Relaxed).saturating_add(generated);
+        LoadNow {
+            requests,
+            unanswered: self.unanswered.load(Relaxed),
+            prefilling: queue.streams.saturating_add(plain).min(requests),
+            prefill_tokens: Tokens((queue.tokens as f64 * left) as u64),
+            wait_s: queue.wait(now),
+            context_tokens: Tokens(context),
+            generated_tokens: Tokens(generated),
+            pinned_tokens: Tokens(context.saturating_sub(self.shared_tokens.load(Relaxed))),
+            served: self.served.load(Relaxed),
+            dispatched: self.dispatched.load(Relaxed),
+        }
+    }
+
+    /// The counters as last booked: work that should be done by now still counts.
+    pub fn now(&self) -> LoadNow {
+        self.at(Mono(self.queue.at.load(Relaxed)))
+    }
+
+    /// KV capacity, if the pod has told it.
+    pub fn capacity(&self) -> Option<Tokens> {
+        Some(self.capacity.load(Relaxed)).filter(|tokens| *tokens > 0).map(Tokens)
+    }
+
+    /// Takes what a reading says of the load of others: requests and KV tokens.
+    pub(super) fn set_others(&self, taken: Mono, requests: u32, tokens: u64) {
+        self.others.requests.store(requests, Relaxed);
+        self.others.tokens.store(tokens, Relaxed);
+        self.others.taken.store(taken.0, Relaxed);
+    }
+
+    /// Requests and KV tokens of others there, as much as their reading is still worth (see [`super::reading::worth`]).
+    pub fn others(&self, now: Mono) -> (f64, f64) {
+        let (requests, tokens) = (self.others.requests.load(Relaxed), self.others.tokens.load(Relaxed));
+        if requests == 0 && tokens == 0 {
+            return (0.0, 0.0);
+        }
+        let worth = super::reading::worth(now.since(Mono(self.others.taken.load(Relaxed))));
+        (f64::from(requests) * worth, tokens as f64 * worth)
+    }
+
+    /// When this gate last sent anything there; `None` if it never did.
+    pub fn last_dispatch(&self) -> Option<Mono> {
+        Some(Mono(self.last_dispatch.load(Relaxed))).filter(|at| *at > Mono::ZERO)
+    }
+
+    /// When this gate last sent a prompt there of which no pod held anything; `None` if it never did.
+    pub fn last_cold(&self) -> Option<Mono> {
+        Some(Mono(self.last_cold.load(Relaxed))).filter(|at| *at > Mono::ZERO)
+    }
+
+    /// Tokens of a prompt with these marks that running requests of ours hold in the pod's KV cache anyway.
+    pub fn pinned(&self, marks: &Marks) -> Tokens {
+        self.ledger.lock().pins.pinned(marks)
+    }
+
+    /// Whether a request with this adapter or grammar went there not long ago.
+    pub fn has_used(&self, key: u64) -> bool {
+        self.ledger.lock().pins.has_used(key)
+    }
+
+    /// A new process at the address: nothing is loaded there.
+    pub(super) fn restarted(&self) {
+        self.ledger.lock().pins.forget_uses();
+    }
+
+    fn settle(&self, ledger: &Ledger) {
+        self.queue.set(ledger.queue.summary());
+        self.shared_tokens.store(ledger.pins.shared().0, Relaxed);
+    }
+}
+
+/// What is booked for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// When it is dispatched.
+    pub now: Mono,
+    /// Tokens of its prompt.
+    pub prompt: Tokens,
+    /// Of these, to be prefilled.
+    pub uncached: Tokens,
+    /// Whether its first token will be seen.
+    pub is_stream: bool,
+    /// Whether no pod held anything of the prompt.
+    pub is_cold: bool,
+    /// What it shares with others; `None`: nothing.
+    pub marks: Option<&'a Marks>,
+    /// Adapter and grammar that the pod must load for it, hashed.
+    pub uses: [Option<u64>; 2],
+}
+
+impl Work<'_> {
+    /// A streamed request of `prompt` tokens, of which `uncached` must be prefilled.
+    pub const fn new(now: Mono, prompt: Tokens, uncached: Tokens) -> Self {
+        Self { now, prompt, uncached, is_stream: true, is_cold: false, marks: None, uses: [None; 2] }
     }
 }
 
@@ -67,20 +232,42 @@ impl Load {
 pub struct Reservation {
     pod: Arc<Pod>,
     prompt: u64,
-    uncached: u64,
     generated: u64,
-    prefilling: bool,
+    ticket: Option<u64>,
+    is_unanswered: bool,
+    marks: Option<Marks>,
+    predicted_s: f64,
 }
 
 impl Reservation {
-    /// Books a request of `prompt` tokens, of which `uncached` must be prefilled.
+    /// Books a request.
+    pub fn dispatch(pod: Arc<Pod>, work: &Work<'_>) -> Self {
+        let (prompt, uncached) = (work.prompt.0.min(TOKENS_MAX), work.uncached.0.min(TOKENS_MAX));
+        let load = &*pod.load;
+        let predicted_s = load.step.get().prefill(uncached, prompt.saturating_sub(uncached));
+        load.requests.fetch_add(1, Relaxed);
+        load.unanswered.fetch_add(1, Relaxed);
+        load.prompt_tokens.fetch_add(prompt, Relaxed);
+        load.dispatched.fetch_add(1, Relaxed);
+        load.last_dispatch.fetch_max(work.now.0, Relaxed);
+        if work.is_cold {
+            load.last_cold.fetch_max(work.now.0, Relaxed);
+        }
+        let ticket = {
+            let mut ledger = load.ledger.lock();
+            work.uses.iter().flatten().for_each(|key| ledger.pins.uses(*key));
+            work.marks.iter().for_each(|marks| ledger.pins.add(marks));
+            let ticket = ledger.queue.push(work.now, (predicted_s * 1e6) as u64, uncached, work.is_stream);
+            load.settle(&ledger);
+            ticket
+        };
+        let marks = work.marks.cloned();
+        Self { pod, prompt, generated: 0, ticket: Some(ticket), is_unanswered: true, marks, predicted_s }
+    }
+
+    /// Books a streamed request at the start of time: for those who have no clock.
     pub fn book(pod: Arc<Pod>, prompt: Tokens, uncached: Tokens) -> Self {
-        let (prompt, uncached) = (prompt.0.min(TOKENS_MAX), uncached.0.min(TOKENS_MAX));
-        pod.load.requests.fetch_add(1, Relaxed);
-        pod.load.prefilling.fetch_add(1, Relaxed);
-        pod.load.prefill_tokens.fetch_add(uncached, Relaxed);
-        pod.load.prompt_tokens.fetch_add(prompt, Relaxed);
-        Self { pod, prompt, uncached, generated: 0, prefilling: true }
+        Self::dispatch(pod, &Work::new(Mono::ZERO, prompt, uncached))
     }
 
     /// The pod it is booked on.
@@ -88,11 +275,18 @@ impl Reservation {
         &self.pod
     }
 
+    /// Time its own prefill was predicted to take \[seconds\].
+    pub const fn predicted_s(&self) -> f64 {
+        self.predicted_s
+    }
+
     /// The first token arrived: the prefill is done.
-    pub fn first_token(&mut self) {
-        if std::mem::take(&mut self.prefilling) {
-            self.pod.load.prefilling.fetch_sub(1, Relaxed);
-            self.pod.load.prefill_tokens.fetch_sub(self.uncached, Relaxed);
+    pub fn first_token(&mut self, now: Mono) {
+        self.answered();
+        if let Some(ticket) = self.ticket.take() {
+            let mut ledger = self.pod.load.ledger.lock();
+            ledger.queue.done(now, ticket);
+            self.pod.load.settle(&ledger);
         }
     }
 
@@ -113,18 +307,30 @@ impl Reservation {
     }
 
     /// The request ended well.
-    pub fn served(mut self) {
-        self.first_token();
+    pub fn served(&mut self) {
         self.pod.load.served.fetch_add(1, Relaxed);
+    }
+
+    fn answered(&mut self) {
+        if std::mem::take(&mut self.is_unanswered) {
+            self.pod.load.unanswered.fetch_sub(1, Relaxed);
+        }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.first_token();
-        self.pod.load.requests.fetch_sub(1, Relaxed);
-        self.pod.load.prompt_tokens.fetch_sub(self.prompt, Relaxed);
-        self.pod.load.generated_tokens.fetch_sub(self.generated, Relaxed);
+        self.answered();
+        let load = &*self.pod.load;
+        load.requests.fetch_sub(1, Relaxed);
+        load.prompt_tokens.fetch_sub(self.prompt, Relaxed);
+        load.generated_tokens.fetch_sub(self.generated, Relaxed);
+        if self.ticket.is_some() || self.marks.is_some() {
+            let mut ledger = load.ledger.lock();
+            self.ticket.take().into_iter().for_each(|ticket| ledger.queue.cancel(ticket));
+            self.marks.iter().for_each(|marks| ledger.pins.remove(marks));
+            load.settle(&ledger);
+        }
     }
 }
 
@@ -152,24 +358,36 @@ mod tests {
     fn counts_follow_a_request() {
         let pod = pod(1);
         let mut booking = Reservation::book(Arc::clone(&pod), Tokens(100), Tokens(40));
+        let wait_s = booking.predicted_s();
         let mut expected = LoadNow {
             requests: 1,
+            unanswered: 1,
             prefilling: 1,
             prefill_tokens: Tokens(40),
+            wait_s: (wait_s * 1e6).floor() / 1e6,
             context_tokens: Tokens(100),
+            pinned_tokens: Tokens(100),
+            dispatched: 1,
             ..LoadNow::default()
         };
         assert_eq!(pod.load.now(), expected);
-        booking.first_token();
+        booking.first_token(Mono(9_000));
         booking.tokens(7);
-        expected =
-            LoadNow { requests: 1, context_tokens: Tokens(107), generated_tokens: Tokens(7), ..LoadNow::default() };
+        expected = LoadNow {
+            requests: 1,
+            context_tokens: Tokens(107),
+            pinned_tokens: Tokens(107),
+            generated_tokens: Tokens(7),
+            dispatched: 1,
+            ..LoadNow::default()
+        };
         assert_eq!((pod.load.now(), pod.load.now().decoding()), (expected, 1));
         booking.settle(Some(Tokens(90)), Some(Tokens(5)));
         assert_eq!(pod.load.now().context_tokens, Tokens(95));
         booking.settle(None, Some(Tokens(u64::MAX)));
         booking.served();
-        assert_eq!(pod.load.now(), LoadNow { served: 1, ..LoadNow::default() });
+        drop(booking);
+        assert_eq!(pod.load.now(), LoadNow { served: 1, dispatched: 1, ..LoadNow::default() });
     }
 
     fn history(pods: &[Arc<Pod>], rng: &mut Rng) {
@@ -180,9 +398,15 @@ mod tests {
             match (rng.below(8), open.get_mut(any)) {
                 (0..=2, _) | (_, None) => {
                     let pod = Arc::clone(pods.get(rng.below(pods.len() as u64) as usize).unwrap());
-                    open.push(Reservation::book(pod, Tokens(tokens), Tokens(rng.below(9_000))));
+                    let blocks: Vec<u64> = (0..rng.below(200)).map(|block| block << 20 | rng.below(2)).collect();
+                    let work = Work {
+                        is_stream: tokens % 3 > 0,
+                        marks: Some(&Marks::of(&blocks, 64.0)),
+                        ..Work::new(Mono(rng.below(9_000_000)), Tokens(tokens), Tokens(rng.below(9_000)))
+                    };
+                    open.push(Reservation::dispatch(pod, &work));
                 }
-                (3, Some(booking)) => booking.first_token(),
+                (3, Some(booking)) => booking.first_token(Mono(tokens % 10_000_000)),
                 (4, Some(booking)) => booking.tokens(tokens),
                 (5, Some(booking)) => booking.settle(Some(Tokens(tokens)), (tokens % 2 == 0).then_some(Tokens(tokens))),
                 (6, Some(_)) => open.swap_remove(any).served(),
@@ -196,6 +420,22 @@ mod tests {
         if rng.below(3) == 0 {
             std::panic::resume_unwind(Box::new("a fault in the middle"));
         }
+    }
+
+    #[test]
+    fn what_is_not_streamed_leaves_the_queue_by_itself_and_shared_prefixes_count_once() {
+        let pod = pod(1);
+        let marks = Marks::of(&(0..64).collect::<Vec<u64>>(), 64.0);
+        let plain = Work { is_stream: false, marks: Some(&marks), ..Work::new(Mono(1), Tokens(5_000), Tokens(5_000)) };
+        let (_one, two) =
+            (Reservation::dispatch(Arc::clone(&pod), &plain), Reservation::dispatch(Arc::clone(&pod), &plain));
+        let takes_us = (two.predicted_s() * 1e6) as u64;
+        let seen = |at_us| (pod.load.at(Mono(at_us)).prefilling, pod.load.at(Mono(at_us)).prefill_tokens.0 / 100);
+        assert_eq!([seen(1), seen(2 + takes_us), seen(9_000_000)], [(2, 100), (1, 49), (0, 0)]);
+        let load = pod.load.at(Mono(9_000_000));
+        assert_eq!((load.unanswered, load.decoding()), (2, 2));
+        assert_eq!((load.context_tokens, load.pinned_tokens), (Tokens(10_000), Tokens(10_000 - 4_096)));
+        assert_eq!((pod.load.pinned(&marks), pod.load.last_cold()), (Tokens(4_096), None));
     }
 
     #[test]
@@ -213,8 +453,9 @@ mod tests {
             }
         });
         for pod in &pods {
-            assert_eq!(pod.load.now(), LoadNow { served: pod.load.now().served, ..LoadNow::default() });
-            assert!(pod.load.now().served > 0);
+            let LoadNow { served, dispatched, .. } = pod.load.now();
+            assert_eq!(pod.load.now(), LoadNow { served, dispatched, ..LoadNow::default() });
+            assert!(served > 0 && dispatched > served);
         }
     }
 }

@@ -6,19 +6,26 @@
 pub mod attempt;
 pub mod health;
 mod health_settings;
+pub mod labels;
 pub mod load;
+pub mod pins;
 pub mod pod;
+mod queue;
 pub mod reading;
 pub mod restart;
+pub mod step;
 pub mod table;
 pub mod verdict;
 mod window;
 
 pub use attempt::{Attempt, Leave};
 pub use health::{Health, Outcome, Standing};
-pub use load::{Load, LoadNow, Reservation};
+pub use labels::LabelSet;
+pub use load::{Load, LoadNow, Reservation, Work};
+pub use pins::Marks;
 pub use pod::{Pod, PodSpec, Role};
 pub use reading::{Facts, Reading, Served, Sleep};
 pub use restart::{Life, Lives, Witness};
+pub use step::{STEP_TOKENS, StepCell, StepTime};
 pub use table::{Change, Fleet, Table};
 pub use verdict::{Absent, Census, Rule, Sign};

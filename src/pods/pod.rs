@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::health::{Health, Settings, Standing};
+use super::labels::LabelSet;
 use super::load::Load;
 use super::reading::{Facts, Reading, Sleep};
 use super::verdict::Sign;
@@ -73,18 +74,17 @@ pub struct Pod {
     pub id: PodId,
     /// Fixed description.
     pub spec: PodSpec,
+    /// Its labels, for filters.
+    pub labels: LabelSet,
     /// What the pod said of itself that rarely changes: models, capacity, start time. Written by [`Pod::learn`] only.
     pub facts: ArcSwap<Facts>,
     /// The last scraped gauges with the time they were taken; `None` before the first scrape.
     pub reading: ArcSwap<Option<Reading>>,
     /// Passive health: ejection, half-open probe, ramp.
     pub health: Mutex<Health>,
-    /// What this gate has in flight there.
-    pub load: Load,
-    calm: Arc<AtomicBool>,
-    asleep: AtomicBool,
+    /// What this gate has in flight there, and what else every decision looks at.
+    pub load: Arc<Load>,
     tried: AtomicBool,
-    scrape_failures: AtomicU32,
     /// When the first request since the pod was last heard was sent.
     asked: AtomicU64,
     /// When anything last came from the pod on the data path.
@@ -99,18 +99,16 @@ impl Pod {
 
     /// A pod nothing is known of yet.
     pub fn with_settings(id: PodId, spec: PodSpec, settings: Arc<Settings>) -> Self {
-        let health = Health::new(settings);
+        let load = Arc::new(Load::default());
         Self {
             id,
+            labels: LabelSet::of(&spec.labels),
             spec,
             facts: ArcSwap::from_pointee(Facts::default()),
             reading: ArcSwap::from_pointee(None),
-            calm: health.calm_flag(),
-            health: Mutex::new(health),
-            load: Load::default(),
-            asleep: AtomicBool::new(false),
+            health: Mutex::new(Health::watched(settings, Arc::clone(&load))),
+            load,
             tried: AtomicBool::new(false),
-            scrape_failures: AtomicU32::new(0),
             asked: AtomicU64::new(0),
             heard: AtomicU64::new(0),
         }
@@ -118,7 +116,8 @@ impl Pod {
 
     /// Takes new facts; true if they differ in what the table's index by model is built of.
     pub fn learn(&self, facts: Facts) -> bool {
-        self.asleep.store(facts.sleep == Sleep::Asleep, Relaxed);
+        self.load.is_asleep.store(facts.sleep == Sleep::Asleep, Relaxed);
+        self.load.capacity.store(facts.capacity.map_or(0, |tokens| tokens.0), Relaxed);
         let changed = self.facts.load().served != facts.served;
         self.facts.store(Arc::new(facts));
         changed
@@ -126,17 +125,19 @@ impl Pod {
 
     /// Takes a new reading.
     pub fn read(&self, reading: Reading) {
+        let tokens = self.facts.load().capacity.and_then(|capacity| reading.foreign_tokens(capacity)).unwrap_or(0.0);
+        self.load.set_others(reading.taken, reading.foreign().unwrap_or(0), tokens as u64);
         self.reading.store(Arc::new(Some(reading)));
     }
 
     /// Telemetry reached the pod, whatever it answered.
     pub fn reached(&self) {
-        self.scrape_failures.store(0, Relaxed);
+        self.load.scrape_failures.store(0, Relaxed);
     }
 
     /// Telemetry could not reach the pod. Never ejects by itself; see [`super::verdict`] for what it does.
     pub fn unreached(&self) {
-        self.scrape_failures.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(1))).ok();
+        self.load.scrape_failures.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(1))).ok();
     }
 
     /// A request is being sent to the pod.
@@ -157,6 +158,13 @@ impl Pod {
         self.load.now().requests > 0 && asked.0 > self.heard.load(Relaxed) && now.since(asked) > SILENCE_MAX
     }
 
+    /// Whether nothing is held against the pod and it is awake: what needs no closer look.
+    pub fn is_calm(&self, now: Mono) -> bool {
+        let is_dark = self.load.scrape_failures.load(Relaxed) >= DARK_FAILURES;
+        let is_held = self.load.is_uneasy.load(Relaxed) || self.load.is_asleep.load(Relaxed);
+        !(is_held || is_dark && self.is_silent(now))
+    }
+
     /// Telemetry had its first contact, good or bad. The gate is ready when every pod had one.
     pub fn tried(&self) {
         self.tried.store(true, Relaxed);
@@ -171,23 +179,26 @@ impl Pod {
     /// read anew; bookings run on until their guards end.)
     pub fn restarted(&self, now: Mono) {
         self.reading.store(Arc::new(None));
+        self.load.set_others(now, 0, 0);
+        self.load.restarted();
         self.health.lock().restarted(now);
     }
 
     /// Whether the pod itself may get work at `now`; the fleet's rules come on top.
     pub fn standing(&self, now: Mono) -> Standing {
-        if self.calm.load(Relaxed) { Standing::Ready } else { self.health.lock().standing(now) }
+        if !self.load.is_uneasy.load(Relaxed) { Standing::Ready } else { self.health.lock().standing(now) }
     }
 
     /// What the fleet's rules look at. A pod that answers neither telemetry nor its requests is frozen: it looks idle, and
     /// would draw all traffic, so it counts as ejected until one of the two answers.
     pub fn sign(&self, now: Mono) -> Sign {
-        let (is_asleep, is_dark) = (self.asleep.load(Relaxed), self.scrape_failures.load(Relaxed) >= DARK_FAILURES);
+        let (is_asleep, is_dark) =
+            (self.load.is_asleep.load(Relaxed), self.load.scrape_failures.load(Relaxed) >= DARK_FAILURES);
         if is_dark && self.is_silent(now) {
             let standing = Standing::Ejected(now.after(SILENCE_LOOK));
             return Sign { standing, busy_until: None, is_asleep, is_dark };
         }
-        if self.calm.load(Relaxed) {
+        if !self.load.is_uneasy.load(Relaxed) {
             return Sign { standing: Standing::Ready, busy_until: None, is_asleep, is_dark };
         }
         let health = self.health.lock();

@@ -2,6 +2,8 @@
 //!
 //! A reading has the time it was taken; who uses it decides how much an old one is worth. Nothing here is needed to
 //! dispatch: the gate's own bookings ([`super::Load`]) are.
+use std::time::Duration;
+
 use super::load::LoadNow;
 use crate::base::{ModelName, Mono, Tokens};
 
@@ -68,9 +70,17 @@ pub struct Reading {
     pub generated: Option<u64>,
 }
 
+/// Age at which a reading says nothing any more about the requests of others: half of them have ended long before.
+const FOREIGN_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// What a reading of this age is worth as to the load of others: 1 when just taken, linearly less, 0 from 5 s on.
+pub fn worth(age: Duration) -> f64 {
+    (1.0 - age.as_secs_f64() / FOREIGN_AGE_MAX.as_secs_f64()).max(0.0)
+}
+
 impl Reading {
     /// How old the reading is.
-    pub const fn age(&self, now: Mono) -> std::time::Duration {
+    pub const fn age(&self, now: Mono) -> Duration {
         now.since(self.taken)
     }
 
@@ -78,5 +88,11 @@ impl Reading {
     pub fn foreign(&self) -> Option<u32> {
         let scraped = self.running?.saturating_add(self.waiting.unwrap_or(0));
         Some(scraped.saturating_sub(self.own.requests))
+    }
+
+    /// KV tokens in the pod that are not ours, of `capacity`. `None` if the pod does not tell.
+    pub fn foreign_tokens(&self, capacity: Tokens) -> Option<f64> {
+        let used = self.kv_used.filter(|used| used.is_finite())?.clamp(0.0, 1.0);
+        Some((used * capacity.0 as f64 - self.own.pinned_tokens.0 as f64).max(0.0))
     }
 }

@@ -32,6 +32,15 @@ pub(super) struct Found {
 }
 
 impl Hits {
+    /// Hits said outright instead of found: what a test or an exercise says the pods hold, each pod once.
+    pub fn with(prompt_tokens: Tokens, depths: &[(PodId, Tokens)]) -> Self {
+        let mut hits = Self { prompt_tokens, ..Self::default() };
+        for (pod, depth) in depths {
+            hits.entry(*pod).hit = depth.0;
+        }
+        hits
+    }
+
     /// Tokens believed to be in this pod's cache when the request gets there, those included that are on their way; 0 if
     /// it holds nothing.
     pub fn depth(&self, pod: PodId) -> Tokens {

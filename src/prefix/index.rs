@@ -236,17 +236,15 @@ impl Index {
         }
     }
 
-    /// Forgets a pod that left for good, its capacity included.
-    pub fn remove(&self, pod: PodId) {
-        self.wipe(pod);
-        self.inner.write().rooms.remove(&pod);
-    }
-
-    /// Forgets the pods that are not kept.
-    pub fn keep(&self, is_kept: impl Fn(PodId) -> bool) {
-        let gone: Vec<_> = self.inner.read().rooms.keys().copied().filter(|pod| !is_kept(*pod)).collect();
+    /// Forgets pods that left for good, their capacities included. An open claim of such a pod comes to nothing.
+    pub fn keep(&self, is_there: impl Fn(PodId) -> bool) {
+        let gone: Vec<PodId> = {
+            let inner = self.inner.read();
+            inner.rooms.keys().copied().filter(|pod| !is_there(*pod)).collect()
+        };
         for pod in gone {
-            self.remove(pod);
+            self.wipe(pod);
+            self.inner.write().rooms.remove(&pod);
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::gate::GateApp;
 use super::guard::GuardedStream;
-use super::upstream;
+use super::{sockets, upstream};
 use crate::runtime::{now, spawn_connection, supervise};
 
 /// HTTP/2 connection preface (RFC 9113 section 3.4).
@@ -178,8 +178,8 @@ impl Worker {
     }
 
     async fn serve(self, io: TcpStream, peer: SocketAddr, is_h2c: bool) -> io::Result<()> {
-        io.set_nodelay(true)?;
         let rules = self.app.gate.rules();
+        sockets::tend(&io, rules.write_timeout)?;
         let ahead = if is_h2c {
             match tokio::time::timeout(rules.head_timeout, sniff(&io)).await {
                 Ok(ahead) => ahead?,
@@ -189,7 +189,8 @@ impl Worker {
             Bytes::new()
         };
         let is_http2 = ahead.as_ref() == PREFACE;
-        let stream = GuardedStream::new(io, peer, ahead, is_http2, rules.head)?;
+        let head_max = is_http2.then_some(rules.head_timeout);
+        let stream = GuardedStream::new(io, peer, ahead, head_max, rules.head, rules.write_timeout)?;
         let app = if is_http2 { self.h2_app } else { self.app };
         Service::<GateApp>::handle_event(Box::new(stream), app, self.shutdown).await;
         Ok(())

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use pingora::http::RequestHeader;
 use tokio::time::{Sleep, sleep};
 
-use super::client::{Client, Lost};
+use super::client::{Client, Left};
 use super::exchange::{End, Exchange};
 use super::gate::{Gate, Phase};
 use super::headers::{self, ToPod};
@@ -24,6 +24,7 @@ use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
 use crate::prefix::{Claim, Extension};
 use crate::runtime::now;
+use crate::scheduling::Meter;
 
 /// Dead connections taken from the pool in a row before the pod itself is blamed.
 const STALE_MAX: u32 = 3;
@@ -60,7 +61,8 @@ pub(super) struct Trial<'a> {
     pub(super) pod: PodId,
     pub(super) started: Mono,
     health: Option<Attempt>,
-    pub(super) booked: Reservation,
+    booked: Reservation,
+    meter: Meter,
     claim: Option<Claim>,
     is_confirmed: bool,
     /// What the answer adds to the prompt.
@@ -70,7 +72,8 @@ pub(super) struct Trial<'a> {
 impl<'a> Trial<'a> {
     fn begin(gate: &Arc<Gate>, facts: &'a Facts, choice: &Choice, health: Attempt) -> Self {
         let started = now();
-        let uncached = choice.prompt.less(choice.hit);
+        let work = choice.work(started, facts.is_stream);
+        let meter = Meter::new(&choice.pod, &work, choice.is_plain(facts));
         let prompt = facts.prompt.as_ref();
         gate.index.set_pinned(choice.pod.id, choice.pod.load.now().generated_tokens);
         Self {
@@ -78,7 +81,8 @@ impl<'a> Trial<'a> {
             pod: choice.pod.id,
             started,
             health: Some(health),
-            booked: Reservation::book(Arc::clone(&choice.pod), choice.prompt, uncached),
+            booked: Reservation::dispatch(Arc::clone(&choice.pod), &work),
+            meter,
             claim: prompt.map(|prompt| gate.index.claim(prompt, choice.pod.id)),
             is_confirmed: false,
             extension: facts.api.zip(prompt).and_then(|(api, prompt)| Extension::of(api, prompt)).map(Box::new),
@@ -86,18 +90,29 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// The first data came: the prompt is in the pod's cache.
-    pub(super) fn answered(&mut self) {
+    /// The first data came. A success says that the prompt is in the pod's cache; a failure of the pod's own is no sign of
+    /// health.
+    pub(super) fn answered(&mut self, status: StatusCode) {
         let now = now();
-        self.booked.first_token();
+        self.booked.first_token(now);
+        if status.is_server_error() {
+            return;
+        }
+        self.meter.first_token(now, self.booked.pod(), 0);
         if let Some(health) = &mut self.health {
             health.answered(now);
         }
-        self.gate.guards.answered(now, &self.facts.model, self.pod);
-        if let Some((prompt, claim)) = self.facts.prompt.as_ref().zip(self.claim) {
+        self.gate.guards.answered(now, &self.facts.account, self.pod);
+        if let Some((prompt, claim)) = self.facts.prompt.as_ref().zip(self.claim).filter(|_| status.is_success()) {
             self.gate.index.confirm(prompt, claim);
             self.is_confirmed = true;
         }
+    }
+
+    /// `events` of the stream came, the first of them with [`Trial::answered`].
+    pub(super) fn came(&mut self, at: Mono, events: u64) {
+        self.booked.tokens(events);
+        self.meter.events(at, self.booked.pod(), events);
     }
 
     /// Bytes of the answer came.
@@ -114,8 +129,13 @@ impl<'a> Trial<'a> {
             self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
         }
         if outcome == Outcome::Good {
+            let generates = self.facts.api.is_some_and(crate::api::Api::generates);
+            let generated = usage.filter(|_| generates).map(|usage| usage.completion_tokens);
+            let each = generated.map(|tokens| Tokens(tokens / u64::from(self.facts.asks.answers.max(1))));
+            self.gate.latency.learn(self.booked.pod(), &self.meter, &self.facts.model, each);
             self.answer_ended(usage);
-            self.gate.guards.served(now(), || self.facts.body_key(self.gate.prefix_secret));
+            self.booked.served();
+            self.gate.guards.served(now(), || self.facts.body_key());
         }
         self.over(outcome);
     }
@@ -149,8 +169,8 @@ impl Drop for Trial<'_> {
 
 /// Why waiting for a pod stopped.
 pub(super) enum Cut {
-    /// The client left.
-    Lost,
+    /// The client left, or the gate ends.
+    Left(Left),
     /// The time is up.
     Late,
 }
@@ -164,7 +184,7 @@ pub(super) async fn watch<T>(
     tokio::select! {
         biased;
         output = future => Ok(output),
-        () = client.gone() => Err(Cut::Lost),
+        left = client.left() => Err(Cut::Left(left)),
         () = alarm => Err(Cut::Late),
     }
 }
@@ -199,6 +219,8 @@ impl Failed {
             Failure::Busy => {
                 Some(Outcome::Busy { retry_after: self.kept.as_ref().and_then(|kept| retry_after(&kept.head)) })
             }
+            Failure::ErrorEvent { status: Some(429 | 503) } => Some(Outcome::Busy { retry_after: None }),
+            Failure::ErrorEvent { status: Some(400..=499) } => Some(Outcome::Good),
             Failure::ErrorEvent { .. } | Failure::ServerError => Some(Outcome::ServerError),
             _ => Some(Outcome::Broken),
         }
@@ -237,7 +259,7 @@ impl Exchange {
             let failed = match self.attempt(facts, &choice, &mut trial, alarm.as_mut()).await? {
                 Tried::Done(usage, outcome) => {
                     if outcome == Outcome::Broken {
-                        let key = facts.body_key(self.gate.prefix_secret);
+                        let key = facts.body_key();
                         self.gate.guards.broke(now(), choice.pod.id, started, key);
                     }
                     trial.settled(usage, outcome);
@@ -265,7 +287,7 @@ impl Exchange {
                 upstream::forget(choice.pod.spec.addr);
             }
             Failure::NoHead | Failure::BrokenUncommitted | Failure::WriteBroken => {
-                let key = facts.body_key(self.gate.prefix_secret);
+                let key = facts.body_key();
                 self.gate.guards.broke(now(), choice.pod.id, started, key);
             }
             _ => {}
@@ -282,21 +304,20 @@ impl Exchange {
         tried: &[PodId],
     ) -> Result<bool, End> {
         let class = classify(failed.failure);
-        let is_known = facts.api.is_some() || self.client.head().method == Method::GET;
         let setback = Setback {
             class,
             pod: choice.pod.id,
             started,
             failed: now(),
             attempts: self.note.attempts,
-            replay: if is_known { Replay::Harmless } else { Replay::Unknown },
+            replay: facts.replay,
             has_other_pod: has_other(&self.gate.table.fleet(), &facts.model, tried),
         };
         loop {
-            match self.gate.guards.may_retry(now(), &facts.model, &setback) {
+            match self.gate.guards.may_retry(now(), &facts.account, &setback) {
                 Verdict::Retry => {
                     self.gate.metrics.retries.inc(letter(class));
-                    let key = || facts.body_key(self.gate.prefix_secret);
+                    let key = || facts.body_key();
                     if self.gate.guards.poisoned(now(), key).is_some() {
                         return Err(Fault::Poisoned.into());
                     }
@@ -308,8 +329,8 @@ impl Exchange {
                 }
                 Verdict::Wait(pause) => {
                     let never = std::future::pending::<()>();
-                    if let Err(Cut::Lost) = watch(&mut self.client, pin!(sleep(pause)), never).await {
-                        return Err(Lost::Gone.into());
+                    if let Err(Cut::Left(left)) = watch(&mut self.client, pin!(sleep(pause)), never).await {
+                        return Err(left.into());
                     }
                 }
             }
@@ -341,18 +362,21 @@ impl Exchange {
         let connect_within = self.rules.times(&facts.model).connect;
         let addr = choice.pod.spec.addr;
         let head = self.pod_head(facts, choice);
+        // A connection of the pool may be dead already. That shows only once the request is sent, and it would have to be
+        // sent again: not for one that must not run twice.
+        let may_pool = facts.replay == Replay::Harmless;
         let mut stale = 0;
         loop {
             let began = now();
-            let mut conn = match upstream::checkout(addr, began) {
+            let mut conn = match may_pool.then(|| upstream::checkout(addr, began)).flatten() {
                 Some(conn) => conn,
                 None => match self.connect(addr, connect_within).await? {
                     Ok(conn) => conn,
                     Err(fault) => return Ok(Tried::Failed(Failed::of(&fault))),
                 },
             };
-            self.gate.at(Phase::Dispatch);
-            match self.ask(&mut conn, &head, &facts.body, alarm.as_mut()).await? {
+            self.at(Phase::Dispatch);
+            match self.ask(&mut conn, &head, &facts.body.bytes(), alarm.as_mut()).await? {
                 Ok(answer) => {
                     trial.heard(now());
                     return self.relay(facts, answer, conn, trial, alarm.as_mut()).await;
@@ -363,7 +387,7 @@ impl Exchange {
                     if is_stale && stale < STALE_MAX {
                         stale += 1;
                         // Most likely it was idle for too long. But a body may also kill a pod that fast.
-                        let key = facts.body_key(self.gate.prefix_secret);
+                        let key = facts.body_key();
                         self.gate.guards.broke(now(), choice.pod.id, trial.started, key);
                         continue;
                     }
@@ -378,7 +402,7 @@ impl Exchange {
         let connected = tokio::select! {
             biased;
             connected = PodConn::connect(addr, limit) => connected,
-            () = self.client.gone() => return Err(Lost::Gone.into()),
+            left = self.client.left() => return Err(left.into()),
         };
         self.gate.metrics.stage(Stage::Connect, now().since(started));
         Ok(connected)
@@ -400,7 +424,7 @@ impl Exchange {
         match watch(&mut self.client, alarm, asked).await {
             Ok(Ok(head)) => Ok(Ok(head)),
             Ok(Err(fault)) => Ok(Err(Failed::of(&fault))),
-            Err(Cut::Lost) => Err(Lost::Gone.into()),
+            Err(Cut::Left(left)) => Err(left.into()),
             Err(Cut::Late) => Ok(Err(Failed::new(Failure::FirstByteTimeout, Fault::FirstByteTimeout))),
         }
     }
@@ -444,9 +468,13 @@ impl Exchange {
     /// The head of a pod's answer as the client gets it.
     pub(super) fn client_head(
         &self,
-        head: PodHead,
+        mut head: PodHead,
         frame: headers::Frame,
     ) -> Result<Box<pingora::http::ResponseHeader>, End> {
+        let fleet = self.gate.table.fleet();
+        if let Some(pod) = self.note.pod.and_then(|id| fleet.find(id)) {
+            headers::hide_pod(&mut head.headers, &pod.spec.authority, pod.spec.addr);
+        }
         let build = || {
             let mut out = headers::to_client(head.status, head.headers, frame, self.client.is_http11())?;
             out.insert_header("x-request-id", &*self.note.request_id)?;

@@ -12,6 +12,7 @@ use http::{StatusCode, Version};
 use pingora::ErrorType;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
+use tokio::sync::watch;
 
 use super::guard::Conn;
 use super::reply::Fault;
@@ -31,6 +32,24 @@ pub(super) enum Lost {
     Stalled,
 }
 
+/// Why an answer is waited for no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The client left.
+    Gone,
+    /// The gate ends now; what still runs is cut.
+    Cutoff,
+}
+
+/// What tells a request that the gate stops.
+#[derive(Clone)]
+pub(super) struct Stop {
+    /// The gate will stop: answers close their connections.
+    pub(super) leaving: watch::Receiver<bool>,
+    /// It stops now.
+    pub(super) cutoff: watch::Receiver<bool>,
+}
+
 /// One request's client.
 pub(super) struct Client {
     session: ServerSession,
@@ -43,12 +62,15 @@ pub(super) struct Client {
     status: Option<u16>,
     sent_bytes: u64,
     ended: bool,
+    is_cut: bool,
+    stop: Stop,
 }
 
 impl Client {
     /// Takes a session whose head was read.
-    pub(super) fn new(mut session: ServerSession, conn: Arc<Conn>, write_timeout: Duration) -> Self {
-        session.set_write_timeout(Some(write_timeout));
+    pub(super) fn new(mut session: ServerSession, conn: Arc<Conn>, write_timeout: Duration, stop: Stop) -> Self {
+        // HTTP/1 is timed by the guarded stream; of HTTP/2 that sees the connection only, not one stalled stream.
+        session.set_write_timeout(session.is_http2().then_some(write_timeout));
         // Pingora's own rule would count `100 Continue` as such an answer; see `pass_over_body`.
         session.set_close_on_response_before_downstream_finish(false);
         Self {
@@ -60,6 +82,8 @@ impl Client {
             status: None,
             sent_bytes: 0,
             ended: false,
+            is_cut: false,
+            stop,
         }
     }
 
@@ -98,6 +122,11 @@ impl Client {
         self.ended
     }
 
+    /// Whether the answer was broken off: the connection serves nothing more.
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
     /// Forgets a wish to switch protocols, so that the body is read as that of an ordinary request.
     pub(super) fn ignore_upgrade(&mut self) {
         if self.head().headers.contains_key(header::UPGRADE) {
@@ -123,7 +152,8 @@ impl Client {
         }
     }
 
-    /// Reads the whole body, at most `bytes_max`, within `limit` plus the time that `floor` bytes per second take.
+    /// Reads the whole body, at most `bytes_max`, within `limit` plus the time that `floor` bytes per second take. Time that
+    /// was earned by sending fast is not saved up: at no time is more than `limit` left.
     /// `grow` is told of every piece before it is kept and may refuse.
     pub(super) async fn body(
         &mut self,
@@ -132,6 +162,7 @@ impl Client {
         floor: u64,
         mut grow: impl FnMut(u64) -> Result<(), Fault>,
     ) -> Result<Bytes, Fault> {
+        let mut cutoff = self.stop.cutoff.clone();
         if self.head().headers.contains_key(header::EXPECT) && self.is_http11() {
             self.session.write_continue_response().await.map_err(|_| Fault::BodyCut)?;
         }
@@ -148,6 +179,7 @@ impl Client {
                     Err(error) => return Err(self.body_fault(&error)),
                 },
                 () = &mut deadline => return Err(Fault::BodyTimeout),
+                () = told(&mut cutoff) => return Err(Fault::ShuttingDown),
             };
             let have = (first.len() + all.len() + piece.len()) as u64;
             if have > bytes_max {
@@ -158,7 +190,8 @@ impl Client {
             if earned >= floor {
                 let more = Duration::from_secs(earned / floor);
                 earned %= floor;
-                let until = deadline.deadline() + more;
+                let latest = tokio::time::sleep(limit).deadline();
+                let until = (deadline.deadline() + more).min(latest);
                 deadline.as_mut().reset(until);
             }
             if first.is_empty() && all.is_empty() {
@@ -193,8 +226,18 @@ impl Client {
         }
     }
 
-    /// Resolves when the client has left; else never. Cancel-safe. A half-close (FIN) counts as leaving.
-    pub(super) async fn gone(&mut self) {
+    /// Resolves when the client has left or the gate cuts what still runs; else never. Cancel-safe.
+    pub(super) async fn left(&mut self) -> Left {
+        let mut cutoff = self.stop.cutoff.clone();
+        tokio::select! {
+            biased;
+            () = self.gone() => Left::Gone,
+            () = told(&mut cutoff) => Left::Cutoff,
+        }
+    }
+
+    /// Resolves when the client has left. A half-close (FIN) counts as leaving.
+    async fn gone(&mut self) {
         while self.watches {
             match self.session.read_body_or_idle(true).await {
                 Ok(_) => self.watches = false,
@@ -214,17 +257,23 @@ impl Client {
     /// Sends the head together with the first bytes of the body; with `end`, that is all of the answer.
     pub(super) async fn begin(&mut self, head: Box<ResponseHeader>, first: Bytes, end: bool) -> Result<(), Lost> {
         self.status = Some(head.status.as_u16());
+        if *self.stop.leaving.borrow() {
+            self.close_after();
+        }
         self.cork(true);
         let written = self.session.write_response_header(head).await;
         self.cork(false);
-        written.map_err(|error| Self::lost(&error))?;
+        written.map_err(|error| self.lost(&error))?;
         if end { self.last(first).await } else { self.write(first).await }
     }
 
-    /// Sends more of the body.
+    /// Sends more of the body; of nothing, nothing.
     pub(super) async fn write(&mut self, piece: Bytes) -> Result<(), Lost> {
+        if piece.is_empty() {
+            return Ok(());
+        }
         self.sent_bytes += piece.len() as u64;
-        self.session.write_response_body(piece, false).await.map_err(|error| Self::lost(&error))
+        self.session.write_response_body(piece, false).await.map_err(|error| self.lost(&error))
     }
 
     /// Sends the rest of the body (may be empty) and ends it.
@@ -233,9 +282,9 @@ impl Client {
         self.cork(true);
         let written = self.session.write_response_body(piece, self.is_http2()).await;
         self.cork(false);
-        written.map_err(|error| Self::lost(&error))?;
+        written.map_err(|error| self.lost(&error))?;
         if !self.is_http2() {
-            self.session.finish_body().await.map_err(|error| Self::lost(&error))?;
+            self.session.finish_body().await.map_err(|error| self.lost(&error))?;
         }
         self.ended = true;
         Ok(())
@@ -250,13 +299,14 @@ impl Client {
 
     /// Breaks the answer off so that the client sees that it is not whole.
     pub(super) async fn cut(&mut self) {
-        self.ended = true;
+        (self.ended, self.is_cut) = (true, true);
         self.close_after();
         self.session.shutdown().await;
     }
 
-    fn lost(error: &pingora::Error) -> Lost {
-        if *error.etype() == ErrorType::WriteTimedout { Lost::Stalled } else { Lost::Gone }
+    fn lost(&self, error: &pingora::Error) -> Lost {
+        let is_stalled = self.conn.is_stalled() || *error.etype() == ErrorType::WriteTimedout;
+        if is_stalled { Lost::Stalled } else { Lost::Gone }
     }
 
     /// Answers with a fault of the gate. Only before [`Client::begin`].
@@ -266,8 +316,8 @@ impl Client {
         if row.close {
             self.close_after();
         }
-        let mut head = Self::fault_head(fault, body.len(), request_id).map_err(|error| Self::lost(&error))?;
-        self.open(&mut head).map_err(|error| Self::lost(&error))?;
+        let mut head = Self::fault_head(fault, body.len(), request_id).map_err(|error| self.lost(&error))?;
+        self.open(&mut head).map_err(|error| self.lost(&error))?;
         self.begin(head, body, true).await
     }
 
@@ -303,9 +353,9 @@ impl Client {
     ) -> Result<(), Lost> {
         let frame = super::headers::Frame::Length(body.len() as u64);
         let mut head =
-            super::headers::to_client(status, fields, frame, self.is_http11()).map_err(|error| Self::lost(&error))?;
-        head.insert_header("x-request-id", request_id).map_err(|error| Self::lost(&error))?;
-        self.open(&mut head).map_err(|error| Self::lost(&error))?;
+            super::headers::to_client(status, fields, frame, self.is_http11()).map_err(|error| self.lost(&error))?;
+        head.insert_header("x-request-id", request_id).map_err(|error| self.lost(&error))?;
+        self.open(&mut head).map_err(|error| self.lost(&error))?;
         self.begin(head, body, true).await
     }
 
@@ -319,5 +369,12 @@ impl Client {
     /// Gives the session back at the end of the request.
     pub(super) fn into_session(self) -> ServerSession {
         self.session
+    }
+}
+
+/// Resolves once the flag is up; never if nobody can raise it any more.
+async fn told(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|is_up| *is_up).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 
-use super::client::{Client, Lost};
+use super::client::{Client, Left, Lost};
 use super::frame;
 use super::gate::{Gate, Phase};
 use super::guards::Ticket;
@@ -28,6 +28,15 @@ pub(super) enum End {
 impl From<Fault> for End {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
+    }
+}
+
+impl From<Left> for End {
+    fn from(left: Left) -> Self {
+        match left {
+            Left::Gone => Self::Lost(Lost::Gone),
+            Left::Cutoff => Self::Fault(Fault::ShuttingDown),
+        }
     }
 }
 
@@ -58,6 +67,7 @@ pub(super) struct Note {
     pub(super) events: u64,
     pub(super) first_at: Option<Mono>,
     pub(super) plan_us: Option<u64>,
+    pub(super) phase: Phase,
 }
 
 /// One request on its way.
@@ -114,7 +124,9 @@ impl Exchange {
         let status = client.refuse(&fault, Shape::OpenAi, &request_id).await.ok().map(|()| row.status);
         client.cut().await;
         gate.metrics.finish(gate.metrics.other(), None, status.unwrap_or(0), row.cause);
+        let addr = gate.rules().is_client_logged.then(|| client.conn.peer.ip().to_canonical().to_string());
         (gate.log)(&AccessRecord {
+            client: addr.as_deref(),
             status,
             e2e_us: micros(started, now()),
             bytes_out: client.sent_bytes(),
@@ -128,7 +140,7 @@ impl Exchange {
         if let Err(end) = end {
             self.ended(end).await;
         }
-        self.gate.at(Phase::Settle);
+        self.at(Phase::Settle);
     }
 
     async fn serve(&mut self) -> Result<(), End> {
@@ -141,7 +153,7 @@ impl Exchange {
         if target_bytes > self.rules.target_bytes_max {
             return Err(Fault::TargetTooLong(self.rules.target_bytes_max).into());
         }
-        self.gate.at(Phase::Head);
+        self.at(Phase::Head);
         self.client.ignore_upgrade();
         self.gate.metrics.stage(Stage::Head, now().since(self.note.started));
         let head = self.client.head();
@@ -193,9 +205,15 @@ impl Exchange {
         }
     }
 
+    /// The request enters a phase.
+    pub(super) fn at(&mut self, phase: Phase) {
+        self.note.phase = phase;
+        self.gate.at(phase);
+    }
+
     /// A phase panicked: that costs this request only.
     pub(super) async fn panicked(&mut self) {
-        self.gate.metrics.panics.inc(self.note.route);
+        self.gate.metrics.panics.inc(self.note.phase.as_str());
         self.note.cause = Some(Cause::GatePanic);
         if !self.client.is_ended() {
             self.ended(End::Fault(Fault::Panic)).await;
@@ -210,8 +228,9 @@ impl Exchange {
 
     /// Books the outcome, writes the one access line, and gives the client back.
     pub(super) fn finish(self) -> Client {
-        let Self { gate, client, note, in_flight, .. } = self;
+        let Self { gate, client, note, in_flight, rules, peer, .. } = self;
         let end = now();
+        let addr = rules.is_client_logged.then(|| peer.to_string());
         let cause = note.cause.unwrap_or(Cause::GateFault);
         let model = in_flight.model();
         model.e2e.observe(end.since(note.started));
@@ -230,6 +249,7 @@ impl Exchange {
         (gate.log)(&AccessRecord {
             http: if client.is_http2() { "2" } else { "1.1" },
             model: note.model.as_deref(),
+            client: addr.as_deref(),
             status: client.status(),
             reason: note.reason,
             pod: note.pod,
@@ -249,6 +269,7 @@ impl Exchange {
             plan_us: note.plan_us,
             ..AccessRecord::new(unix_ms(), &note.request_id, head.method.as_str(), note.route, cause)
         });
+        gate.metrics.stage(Stage::Settle, now().since(end));
         client
     }
 
@@ -287,6 +308,7 @@ impl Note {
             events: 0,
             first_at: None,
             plan_us: None,
+            phase: Phase::Head,
         }
     }
 }

@@ -1,7 +1,9 @@
-//! Counts HTTP/2 frames that cost the server work and carry no request: PING and SETTINGS floods end the connection.
+//! Watches HTTP/2 frames for what costs the server and carries no request: floods of PING and SETTINGS, and heads that
+//! never end. Both end the connection.
 //!
-//! Pingora bounds resets, CONTINUATION and empty DATA itself; PING and SETTINGS are answered for ever. Frame layout: RFC
-//! 9113 section 4.1. Pure: `now` is an argument.
+//! Pingora bounds resets, CONTINUATION and empty DATA itself; PING and SETTINGS are answered for ever, and a head that
+//! dribbles in HEADERS and CONTINUATION frames has no deadline. Frame layout: RFC 9113 sections 4.1, 6.2 and 6.10. Pure:
+//! `now` is an argument.
 use std::time::Duration;
 
 use crate::base::Mono;
@@ -11,6 +13,10 @@ const CONTROL_FRAMES_MAX: u32 = 1_000;
 const WINDOW: Duration = Duration::from_secs(10);
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+/// Flag of the frame that ends a head.
+const END_HEADERS: u8 = 4;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 
@@ -23,15 +29,34 @@ pub struct FrameMeter {
     head_len: usize,
     window_start: Mono,
     seen: u32,
-}
-
-impl Default for FrameMeter {
-    fn default() -> Self {
-        Self { skip: PREFACE_BYTES, head: [0; FRAME_HEAD_BYTES], head_len: 0, window_start: Mono::ZERO, seen: 0 }
-    }
+    /// Longest time for the head of a request, from the first byte of its first frame.
+    head_max: Duration,
+    /// When the head that is coming began; `None` between heads.
+    head_since: Option<Mono>,
+    /// The frame that is coming ends its head.
+    ends_head: bool,
 }
 
 impl FrameMeter {
+    /// Watches a connection from its preface on, on which heads may take `head_max`.
+    pub fn new(head_max: Duration) -> Self {
+        Self {
+            skip: PREFACE_BYTES,
+            head: [0; FRAME_HEAD_BYTES],
+            head_len: 0,
+            window_start: Mono::ZERO,
+            seen: 0,
+            head_max,
+            head_since: None,
+            ends_head: false,
+        }
+    }
+
+    /// Until when the head that is coming must have ended; `None` between heads.
+    pub fn head_until(&self) -> Option<Mono> {
+        self.head_since.map(|since| since.after(self.head_max))
+    }
+
     /// Looks at the next bytes from the client; an error says which flood it was.
     pub fn feed(&mut self, now: Mono, mut chunk: &[u8]) -> Result<(), &'static str> {
         while !chunk.is_empty() {
@@ -39,6 +64,7 @@ impl FrameMeter {
                 let passed = self.skip.min(chunk.len());
                 self.skip -= passed;
                 chunk = chunk.get(passed..).unwrap_or_default();
+                self.frame_may_end();
                 continue;
             }
             let taken = (FRAME_HEAD_BYTES - self.head_len).min(chunk.len());
@@ -50,15 +76,27 @@ impl FrameMeter {
             chunk = rest;
             if self.head_len == FRAME_HEAD_BYTES {
                 self.frame(now)?;
+                self.frame_may_end();
             }
         }
-        Ok(())
+        if self.head_until().is_some_and(|until| now >= until) { Err("a head that does not end") } else { Ok(()) }
+    }
+
+    /// With the last byte of a head's last frame the head is there.
+    fn frame_may_end(&mut self) {
+        if self.skip == 0 && self.ends_head {
+            (self.ends_head, self.head_since) = (false, None);
+        }
     }
 
     fn frame(&mut self, now: Mono) -> Result<(), &'static str> {
-        let [a, b, c, kind, ..] = self.head;
+        let [a, b, c, kind, flags, ..] = self.head;
         self.head_len = 0;
         self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        if matches!(kind, HEADERS | CONTINUATION) {
+            self.head_since.get_or_insert(now);
+            self.ends_head = flags & END_HEADERS != 0;
+        }
         if !matches!(kind, SETTINGS | PING) {
             return Ok(());
         }
@@ -76,14 +114,20 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    const HEAD_MAX: Duration = Duration::from_secs(10);
+
     fn frame(kind: u8, payload: usize) -> Vec<u8> {
-        let mut bytes = vec![0, (payload >> 8) as u8, payload as u8, kind, 0, 0, 0, 0, 0];
+        flagged(kind, 0, payload)
+    }
+
+    fn flagged(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
+        let mut bytes = vec![0, (payload >> 8) as u8, payload as u8, kind, flags, 0, 0, 0, 0];
         bytes.extend(std::iter::repeat_n(9, payload));
         bytes
     }
 
     fn check(frames: &[u8], step: usize, expected: bool) {
-        let mut meter = FrameMeter::default();
+        let mut meter = FrameMeter::new(HEAD_MAX);
         meter.feed(Mono(1), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
         let passed = frames.chunks(step).all(|chunk| meter.feed(Mono(1), chunk).is_ok());
         assert_eq!(passed, expected, "step {step}");
@@ -101,9 +145,29 @@ mod tests {
 
     #[test]
     fn a_new_window_starts_afresh() {
-        let mut meter = FrameMeter { skip: 0, ..FrameMeter::default() };
+        let mut meter = FrameMeter { skip: 0, ..FrameMeter::new(HEAD_MAX) };
         for second in 0..30 {
             meter.feed(Mono(second * 11_000_000), &frame(PING, 8).repeat(900)).unwrap();
         }
+    }
+
+    /// Feeds one byte every 100 ms. Gives when the meter had enough \[bytes\], and when the head must have ended then.
+    fn dribble(bytes: &[u8]) -> (Option<usize>, Option<Mono>) {
+        let mut meter = FrameMeter { skip: 0, ..FrameMeter::new(HEAD_MAX) };
+        let fed = |(number, byte): (usize, &u8)| meter.feed(Mono(number as u64 * 100_000), &[*byte]).is_err();
+        (bytes.iter().enumerate().position(fed), meter.head_until())
+    }
+
+    #[test]
+    fn a_head_must_end_in_time_and_a_body_need_not() {
+        let (whole, part, more, last) =
+            (flagged(HEADERS, END_HEADERS, 5), frame(HEADERS, 5), frame(CONTINUATION, 20), flagged(CONTINUATION, 4, 5));
+        // The clock starts with the ninth byte of the first frame's head and rings 100 bytes later.
+        assert_eq!(dribble(&flagged(HEADERS, END_HEADERS, 300)).0, Some(108));
+        assert_eq!(dribble(&[part.clone(), more.repeat(10)].concat()).0, Some(108));
+        assert_eq!(dribble(&[part.clone(), more.clone(), last].concat()), (None, None));
+        assert_eq!(dribble(&[whole.clone(), frame(0, 1_000), whole].concat()), (None, None));
+        // Nothing more comes: the deadline is known all the same.
+        assert_eq!(dribble(&part), (None, Some(Mono(800_000 + 10_000_000))));
     }
 }

@@ -18,24 +18,29 @@ use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, Re
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
+use tokio::sync::watch;
 
 use super::affinity::Affinity;
-use super::client::Client;
+use super::client::{Client, Stop};
 use super::exchange::Exchange;
 use super::guard::{Conn, conn_of};
 use super::guards::Guards;
 use super::memory::{Memory, Stage};
 use super::reply::Fault;
+use super::routing::Routing;
 use super::rules::Rules;
+use super::shown::Shown;
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
 use crate::prefix::Index;
 use crate::runtime::now;
-use crate::scheduling::Profile;
+use crate::scheduling::{Latency, Profile};
 
 /// Idle time of a connection while memory is short.
 const IDLE_WHEN_SHORT: Duration = Duration::from_secs(5);
 const H2_IDLE: Duration = Duration::from_mins(5);
+/// Bytes of answers that wait in one HTTP/2 stream for its client; h2 would keep 400 KiB.
+const H2_STREAM_BYTES_MAX: usize = 64 << 10;
 
 /// Where a request is; the hook of fault tests is called with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +61,21 @@ pub enum Phase {
     Settle,
 }
 
+impl Phase {
+    /// Value of the `phase` label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Body => "body",
+            Self::Plan => "plan",
+            Self::Dispatch => "dispatch",
+            Self::Commit => "commit",
+            Self::Stream => "stream",
+            Self::Settle => "settle",
+        }
+    }
+}
+
 /// Called at each phase of each request; a test may panic in it.
 pub type Hook = Box<dyn Fn(Phase) + Send + Sync>;
 
@@ -65,6 +85,8 @@ pub struct Gate {
     pub table: Arc<Table>,
     /// Which pod has which prefix.
     pub index: Arc<Index>,
+    /// How long an engine step takes.
+    pub latency: Latency,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Last decisions.
@@ -84,9 +106,10 @@ pub struct Gate {
     /// Fault injection.
     pub hook: Option<Hook>,
     rules: ArcSwap<Rules>,
-    profile: ArcSwap<Profile>,
+    routing: ArcSwap<Routing>,
     credential: Mutex<Option<Arc<Secret>>>,
     drawn: AtomicU64,
+    cutoff: watch::Sender<bool>,
 }
 
 /// Parts of a [`Gate`].
@@ -106,7 +129,7 @@ pub struct Parts {
     /// See [`Gate::hook`].
     pub hook: Option<Hook>,
     /// How requests are placed.
-    pub profile: Profile,
+    pub routing: Routing,
     /// What the data path goes by.
     pub rules: Rules,
     /// Seed of request ids and tie-breaks. Must be unpredictable in production.
@@ -118,10 +141,11 @@ pub struct Parts {
 impl Gate {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { table, index, metrics, explain, safe_mode, log, hook, profile, rules, seed, prefix_secret } = parts;
+        let Parts { table, index, metrics, explain, safe_mode, log, hook, routing, rules, seed, prefix_secret } = parts;
         Arc::new(Self {
             table,
             index,
+            latency: Latency::default(),
             metrics,
             explain,
             safe_mode,
@@ -132,9 +156,10 @@ impl Gate {
             memory: Memory::default(),
             hook,
             rules: ArcSwap::from_pointee(rules),
-            profile: ArcSwap::from_pointee(profile),
+            routing: ArcSwap::from_pointee(routing),
             credential: Mutex::new(None),
             drawn: AtomicU64::new(seed),
+            cutoff: watch::Sender::new(false),
         })
     }
 
@@ -143,19 +168,32 @@ impl Gate {
         self.rules.load_full()
     }
 
+    /// Switches safe mode on or off.
+    pub fn set_safe_mode(&self, is_on: bool) {
+        self.safe_mode.store(is_on, Relaxed);
+        self.metrics.safe_mode.set(u64::from(is_on));
+    }
+
     /// Replaces the rules for requests that come.
     pub fn set_rules(&self, rules: Rules) {
+        self.guards.configure(&rules);
         self.rules.store(Arc::new(rules));
     }
 
-    /// The profile now.
-    pub fn profile(&self) -> Arc<Profile> {
-        self.profile.load_full()
+    /// How requests are placed now.
+    pub fn routing(&self) -> Arc<Routing> {
+        self.routing.load_full()
     }
 
-    /// Replaces the profile for requests that come.
-    pub fn set_profile(&self, profile: Profile) {
-        self.profile.store(Arc::new(profile));
+    /// Replaces how requests that come are placed.
+    pub fn set_routing(&self, routing: Routing) {
+        self.routing.store(Arc::new(routing));
+    }
+
+    /// What `profile` would have chosen for a recent request, as JSON; `None` if the request is not known any more.
+    pub fn explained_by(&self, id: &str, policy: &str, profile: &Profile) -> Option<String> {
+        let source = self.explain.source(id)?;
+        Some(source.as_any()?.downcast_ref::<Shown>()?.by(policy, profile))
     }
 
     /// The credential for pods, if one is configured.
@@ -171,6 +209,11 @@ impl Gate {
     /// A seed that was not given before.
     pub fn draw(&self) -> u64 {
         crate::base::Rng::new(self.drawn.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed)).bits()
+    }
+
+    /// Ends what still runs: streams with an error event, the rest with a refusal or a cut.
+    pub fn cut_off(&self) {
+        self.cutoff.send_replace(true);
     }
 
     /// Tells a fault test where a request is.
@@ -214,26 +257,24 @@ impl HttpServerApp for GateApp {
     ) -> Option<ReusedHttpStream> {
         let conn = conn_of(&session)?;
         let rules = self.gate.rules();
+        let stop = Stop { leaving: shutdown.clone(), cutoff: self.gate.cutoff.subscribe() };
         let is_short = self.gate.memory.stage() >= Stage::CloseIdle;
         match read_head(&mut session, &conn, &rules, is_short, shutdown).await {
             Ok(true) => {}
             Ok(false) => return None,
             Err(fault) => {
-                let client = Client::new(session, conn, rules.write_timeout);
+                let client = Client::new(session, conn, rules.write_timeout, stop);
                 Exchange::refuse_head(&self.gate, client, fault).await;
                 return None;
             }
         }
-        if *shutdown.borrow() {
-            session.set_keepalive(None);
-        }
-        let client = Client::new(session, Arc::clone(&conn), rules.write_timeout);
+        let client = Client::new(session, Arc::clone(&conn), rules.write_timeout, stop);
         let mut exchange = Exchange::new(Arc::clone(&self.gate), rules, client);
         if catch(exchange.run()).await.is_err() {
             exchange.panicked().await;
         }
         let client = exchange.finish();
-        if !client.is_ended() {
+        if !client.is_ended() || client.is_cut() {
             return None;
         }
         let session = client.into_session();
@@ -245,7 +286,9 @@ impl HttpServerApp for GateApp {
     }
 
     fn h2_options(&self) -> Option<H2Options> {
-        Some(default_h2_options())
+        let mut options = default_h2_options();
+        options.max_send_buffer_size(H2_STREAM_BYTES_MAX);
+        Some(options)
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
@@ -303,6 +346,8 @@ async fn read_head(
         return Err(Fault::Lint(violation));
     }
     match read {
+        // Pingora's own timer may ring before ours.
+        Ok(false) if conn.head_started().is_some() => Err(Fault::HeadTimeout),
         Ok(has_request) => Ok(has_request),
         Err(error) if *error.etype() == ErrorType::InvalidHTTPHeader => Err(Fault::BadHttp),
         Err(_) => Ok(false),

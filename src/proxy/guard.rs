@@ -4,6 +4,7 @@
 //! head and the first body bytes in two system calls. All three are mended below it, in the stream. What the gate needs
 //! to know of the connection travels with it as [`Conn`].
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -22,6 +23,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
 use super::floods::FrameMeter;
 use super::lint::{HeadLimits, HeadLint, Violation};
@@ -45,6 +47,7 @@ pub struct Conn {
     next_head: AtomicBool,
     is_reused: AtomicBool,
     corked: AtomicBool,
+    stalled: AtomicBool,
 }
 
 impl Conn {
@@ -70,6 +73,11 @@ impl Conn {
         self.is_reused.load(Relaxed)
     }
 
+    /// Whether the client took nothing for the whole write timeout. Nothing more can be written then.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+
     /// While corked, writes are joined and not sent.
     pub fn cork(&self, corked: bool) {
         self.corked.store(corked, Relaxed);
@@ -88,15 +96,28 @@ pub struct GuardedStream {
     /// Bytes read while finding out the protocol, given out again first.
     replay: Bytes,
     joined: BytesMut,
+    /// How long the client may take nothing, and the alarm for it while it does.
+    write_timeout: Duration,
+    stall: Option<Pin<Box<Sleep>>>,
     watch: Watch,
     conn: Arc<Conn>,
     digest: Arc<ProxyDigest>,
     socket: Arc<SocketDigest>,
+    /// Rings when an HTTP/2 head that is coming should have ended, or that of an earlier one.
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl GuardedStream {
-    /// Guards `io`; `replay` are bytes that were read from it already.
-    pub fn new(io: TcpStream, peer: SocketAddr, replay: Bytes, is_http2: bool, limits: HeadLimits) -> io::Result<Self> {
+    /// Guards `io`; `replay` are bytes that were read from it already. With `h2_head_max` it is HTTP/2, and a head may take
+    /// so long.
+    pub fn new(
+        io: TcpStream,
+        peer: SocketAddr,
+        replay: Bytes,
+        h2_head_max: Option<Duration>,
+        limits: HeadLimits,
+        write_timeout: Duration,
+    ) -> io::Result<Self> {
         let conn = Arc::new(Conn {
             peer,
             head_started: AtomicU64::new(0),
@@ -104,12 +125,35 @@ impl GuardedStream {
             next_head: AtomicBool::new(false),
             is_reused: AtomicBool::new(false),
             corked: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
         });
         let carrier = ResponseHeader::build(StatusCode::OK, Some(0)).map_err(io::Error::other)?;
         let digest = Arc::new(ProxyDigest::new(Box::new(carrier), Some(Box::new(Arc::clone(&conn)))));
         let socket = Arc::new(SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(&io)));
-        let watch = if is_http2 { Watch::Http2(FrameMeter::default()) } else { Watch::Http1(HeadLint::new(limits)) };
-        Ok(Self { io, replay, joined: BytesMut::new(), watch, conn, digest, socket })
+        let lint = || Watch::Http1(HeadLint::new(limits));
+        let watch = h2_head_max.map_or_else(lint, |head_max| Watch::Http2(FrameMeter::new(head_max)));
+        let joined = BytesMut::new();
+        Ok(Self { io, replay, joined, write_timeout, stall: None, watch, conn, digest, socket, alarm: None })
+    }
+
+    /// Nothing comes: ready with an error once an HTTP/2 head that has begun is late.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let until = match &self.watch {
+            Watch::Http2(meter) => meter.head_until(),
+            Watch::Http1(_) => None,
+        };
+        let Some(until) = until else {
+            self.alarm = None;
+            return Poll::Pending;
+        };
+        loop {
+            let left = until.since(now());
+            if left.is_zero() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a head that does not end")));
+            }
+            ready!(self.alarm.get_or_insert_with(|| Box::pin(sleep(left))).as_mut().poll(cx));
+            self.alarm = None;
+        }
     }
 
     fn look(&mut self, chunk: &[u8]) -> io::Result<()> {
@@ -133,9 +177,26 @@ impl GuardedStream {
         }
     }
 
+    /// Gives a write that does not get on until the write timeout. All of Pingora's writes come through here, also those
+    /// that it would wait for without end.
+    fn poll_in_time(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let alarm = self.stall.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(alarm.as_mut().poll(cx));
+        self.stall = None;
+        self.joined = BytesMut::new();
+        self.conn.stalled.store(true, Relaxed);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
     fn poll_send_joined(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.joined.is_empty() {
-            let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.joined))?;
+            let written = Pin::new(&mut self.io).poll_write(cx, &self.joined);
+            let sent = ready!(self.poll_in_time(cx, written))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -153,7 +214,10 @@ impl AsyncRead for GuardedStream {
         let this = &mut *self;
         let before = buf.filled().len();
         if this.replay.is_empty() {
-            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            match Pin::new(&mut this.io).poll_read(cx, buf) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => return this.poll_late(cx),
+            }
         } else {
             let given = this.replay.len().min(buf.remaining());
             buf.put_slice(&this.replay.split_to(given));
@@ -166,10 +230,14 @@ impl AsyncRead for GuardedStream {
 impl AsyncWrite for GuardedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if this.conn.is_stalled() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         if this.joined.len() + data.len() > JOIN_BYTES_MAX {
             ready!(this.poll_send_joined(cx))?;
             if data.len() >= JOIN_BYTES_MAX {
-                return Pin::new(&mut this.io).poll_write(cx, data);
+                let written = Pin::new(&mut this.io).poll_write(cx, data);
+                return this.poll_in_time(cx, written);
             }
         }
         this.joined.extend_from_slice(data);

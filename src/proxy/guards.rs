@@ -36,6 +36,12 @@ impl Guards {
         }
     }
 
+    /// Takes other bounds and retry rules; what is held or spent stays so.
+    pub fn configure(&self, rules: &Rules) {
+        self.admission.lock().configure(rules.bounds.clone());
+        self.retry.lock().configure(&rules.retry);
+    }
+
     /// Asks for admission. The ticket gives everything back when it is dropped.
     pub fn admit(self: &Arc<Self>, now: Mono, arrival: impl FnOnce(TicketId) -> Arrival) -> Result<Ticket, Refusal> {
         let id = TicketId(self.tickets.fetch_add(1, Relaxed));
@@ -53,24 +59,26 @@ impl Guards {
         Ok(Ticket { guards: Arc::clone(self), id, model })
     }
 
-    /// Whether a body is in quarantine. `key` is only computed when anything is.
-    pub fn poisoned(&self, now: Mono, key: impl FnOnce() -> BodyKey) -> Option<Refusal> {
+    /// Whether a body is in quarantine. `key` is only computed when anything is; a request without a body has none.
+    pub fn poisoned(&self, now: Mono, key: impl FnOnce() -> Option<BodyKey>) -> Option<Refusal> {
         if self.quarantined.load(Relaxed) == 0 {
             return None;
         }
-        self.poison.lock().check(now, &key())
+        self.poison.lock().check(now, &key()?)
     }
 
     /// A connection broke under a request.
-    pub fn broke(&self, now: Mono, pod: PodId, started: Mono, body: BodyKey) {
+    pub fn broke(&self, now: Mono, pod: PodId, started: Mono, body: Option<BodyKey>) {
+        let Some(body) = body else { return };
         self.poison.lock().broke(now, pod, started, body);
         self.suspects.store(true, Relaxed);
     }
 
     /// A request was served well. `key` is only computed when any body is under suspicion.
-    pub fn served(&self, now: Mono, key: impl FnOnce() -> BodyKey) {
-        if self.suspects.load(Relaxed) {
-            let key = key();
+    pub fn served(&self, now: Mono, key: impl FnOnce() -> Option<BodyKey>) {
+        if self.suspects.load(Relaxed)
+            && let Some(key) = key()
+        {
             let mut poison = self.poison.lock();
             poison.served(now, &key);
             self.suspects.store(poison.has_suspects(), Relaxed);

@@ -3,7 +3,7 @@
 //! Towards pods the head is written fresh: hop-by-hop fields and those nominated by `Connection` go (RFC 9110 section
 //! 7.6.1), framing and identity fields are the gate's own and set last, routing fields of any stack go, names with
 //! underscores go because servers disagree on them. Pure.
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
@@ -94,7 +94,8 @@ enum Fate {
 fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
     let name = name.as_str();
     match name {
-        "authorization" if call.credential.is_some() => Fate::Drop,
+        // With a key of the gate's own a client's keys, under whatever name, are not the pod's to see.
+        "authorization" | "x-api-key" | "api-key" | "cookie" if call.credential.is_some() => Fate::Drop,
         // A caller's own choice was obeyed when the pod was chosen; an endpoint without ranks judges it.
         "x-data-parallel-rank" if call.may_choose_rank => {
             if call.rank.is_none() {
@@ -104,10 +105,16 @@ fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
             }
         }
         "x-data-parallel-rank" | "target-pod" | "routing-strategy" => Fate::Routing,
-        // The gate scans answers, so it asks for them uncompressed. The rest it sets itself.
-        "accept-encoding" | "host" | "content-length" | "expect" | "x-request-id" | "traceparent" | "x-real-ip" => {
-            Fate::Drop
-        }
+        // The gate scans answers, so it asks for them uncompressed; a pod's load is not for clients (ORCA, vLLM 0.32). The
+        // rest it sets itself.
+        "accept-encoding"
+        | "endpoint-load-metrics-format"
+        | "host"
+        | "content-length"
+        | "expect"
+        | "x-request-id"
+        | "traceparent"
+        | "x-real-ip" => Fate::Drop,
         _ if is_hop_by_hop(name) => Fate::Drop,
         _ if name.starts_with("x-forwarded-") || name == "forwarded" => {
             if call.is_proxy && !matches!(name, "x-forwarded-for") { Fate::Pass } else { Fate::Drop }
@@ -208,6 +215,27 @@ fn push_display(out: &mut Vec<u8>, value: impl std::fmt::Display) {
     // Writing into a vector does not fail.
     if write!(out, "{value}").is_err() {
         debug_assert!(false, "write to a vector failed");
+    }
+}
+
+/// Makes a pod's `Location` relative where it names the pod itself: clients neither know nor reach its address.
+pub fn hide_pod(fields: &mut HeaderMap, authority: &str, addr: SocketAddr) {
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let Some(target) = fields.get(&name).and_then(|value| value.to_str().ok()) else { continue };
+        let Some((scheme, rest)) = target.split_once("//") else { continue };
+        if !matches!(scheme.to_ascii_lowercase().as_str(), "http:" | "https:" | "") {
+            continue;
+        }
+        let (named, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let named = named.rsplit_once('@').map_or(named, |(_, host)| host);
+        if named.eq_ignore_ascii_case(authority) || named.parse() == Ok(addr) {
+            // One slash: what begins with two would name a host again.
+            let path = format!("/{}", path.trim_start_matches('/'));
+            match HeaderValue::from_str(&path) {
+                Ok(relative) => drop(fields.insert(name, relative)),
+                Err(_) => drop(fields.remove(name)),
+            }
+        }
     }
 }
 
@@ -326,6 +354,53 @@ mod tests {
             "POST /v1?x=1 HTTP/1.1\nhost: pod:8000\nx-forwarded-for: 10.0.0.9\nx-forwarded-proto: http\nx-request-id: r1\nauthorization: Bearer pod-key\ncontent-length: 5\n\n",
             Dropped::default(),
         );
+    }
+
+    #[test]
+    fn a_clients_secrets_stay_here_when_the_gate_has_a_key() {
+        let secrets = [
+            ("authorization", "Bearer client"),
+            ("x-api-key", "client"),
+            ("api-key", "client"),
+            ("cookie", "session=client"),
+            ("endpoint-load-metrics-format", "JSON"),
+            ("anthropic-version", "2023-06-01"),
+        ];
+        check(
+            &secrets,
+            false,
+            Some("pod-key"),
+            "POST /v1?x=1 HTTP/1.1\nhost: pod:8000\nanthropic-version: 2023-06-01\nx-forwarded-for: 10.0.0.9\nx-forwarded-proto: http\nx-request-id: r1\nauthorization: Bearer pod-key\ncontent-length: 5\n\n",
+            Dropped::default(),
+        );
+        check(
+            &secrets,
+            false,
+            None,
+            "POST /v1?x=1 HTTP/1.1\nhost: pod:8000\nauthorization: Bearer client\nx-api-key: client\napi-key: client\ncookie: session=client\nanthropic-version: 2023-06-01\nx-forwarded-for: 10.0.0.9\nx-forwarded-proto: http\nx-request-id: r1\ncontent-length: 5\n\n",
+            Dropped::default(),
+        );
+    }
+
+    #[test]
+    fn no_answer_leads_a_client_to_a_pod() {
+        for (location, expected) in [
+            ("http://pod:8000/docs/", "/docs/"),
+            ("HTTP://POD:8000/docs?a=1#b", "/docs?a=1#b"),
+            ("//pod:8000/x", "/x"),
+            ("https://10.0.0.7:8000/x", "/x"),
+            ("http://key@pod:8000/x", "/x"),
+            ("http://pod:8000", "/"),
+            ("http://pod:8000?a=1", "/?a=1"),
+            ("http://pod:8000//evil/x", "/evil/x"),
+            ("http://pod:80001/x", "http://pod:80001/x"),
+            ("https://other.example/x?at=//pod:8000/", "https://other.example/x?at=//pod:8000/"),
+            ("/x", "/x"),
+        ] {
+            let mut answer = fields(&[("location", location)]);
+            hide_pod(&mut answer, "pod:8000", SocketAddr::from(([10, 0, 0, 7], 8000)));
+            assert_eq!(answer.get("location").unwrap(), expected, "{location}");
+        }
     }
 
     #[test]

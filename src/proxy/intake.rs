@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header;
+use http::{Method, header};
+use parking_lot::Mutex;
+use pingora::http::RequestHeader;
 
+use super::asks::Asks;
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::memory;
 use super::reply::Fault;
-use crate::api::{Anatomy, Api, Edit, dangers, splice, strip_dangerous};
-use crate::base::{ModelName, PodId, Tokens};
-use crate::flow::{Arrival, BodyKey, Caller, Reason, Trust};
+use crate::api::{Anatomy, Api, BadBody, Edit, dangers, splice, strip_dangerous};
+use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
+use crate::flow::{Arrival, BodyKey, Caller, Reason, Replay, Trust};
 use crate::observe::Stage;
 use crate::pods::Fleet;
 use crate::prefix::{Fingerprint, Seed};
@@ -20,6 +23,42 @@ use crate::runtime::now;
 /// Bodies up to this size are taken even when memory is getting short.
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
 
+/// Of a body, hashed from each end for its name; its middle enters by the prompt's hash, where there is a prompt.
+const KEY_END_BYTES: usize = 8 * 1024;
+
+/// The body as it goes to pods. Released when no other pod can be tried, so that a long answer does not hold its prompt.
+#[derive(Debug)]
+pub(super) struct Body {
+    bytes: Mutex<Bytes>,
+    len: usize,
+}
+
+impl Body {
+    fn new(bytes: Bytes) -> Self {
+        Self { len: bytes.len(), bytes: Mutex::new(bytes) }
+    }
+
+    /// The bytes; none after [`Body::release`].
+    pub(super) fn bytes(&self) -> Bytes {
+        self.bytes.lock().clone()
+    }
+
+    /// Its length, also after it was released.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there was no body.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets the bytes.
+    pub(super) fn release(&self) {
+        *self.bytes.lock() = Bytes::new();
+    }
+}
+
 /// What the gate knows of a request once its body is read.
 #[derive(Debug)]
 pub(super) struct Facts {
@@ -27,67 +66,100 @@ pub(super) struct Facts {
     pub(super) api: Option<Api>,
     /// Model after aliases; empty if unknown, then any pod will do.
     pub(super) model: ModelName,
+    /// Model whose bounds and budgets it is held to, and who is named in metrics and log: the same if a pod serves it. All
+    /// others share the empty name, so that made-up names cost nobody memory.
+    pub(super) account: ModelName,
     pub(super) is_stream: bool,
     pub(super) max_tokens: Option<Tokens>,
-    /// The body as it goes to pods.
-    pub(super) body: Bytes,
+    /// What it asks of the engine beside tokens.
+    pub(super) asks: Asks,
+    pub(super) body: Body,
+    /// Hash of the body for the poison guard.
+    pub(super) body_hash: u64,
     /// Prompt blocks; `None` where there is no prompt.
     pub(super) prompt: Option<Fingerprint>,
     /// The pod that must have it, if it is there.
     pub(super) pinned: Option<PodId>,
+    /// Whether it may be delivered to a second pod when the first broke under it.
+    pub(super) replay: Replay,
     pub(super) caller: Caller,
 }
 
 impl Facts {
     /// A request that is passed on unread.
-    pub(super) fn opaque(body: Bytes, pinned: Option<PodId>) -> Self {
+    pub(super) fn opaque(head: &RequestHeader, body: Bytes, pinned: Option<PodId>, secret: u64) -> Self {
+        let is_harmless = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
         Self {
+            body_hash: body_hash(&body, None, secret ^ route_of(head)),
             api: None,
             model: "".into(),
+            account: "".into(),
             is_stream: false,
             max_tokens: None,
-            body,
+            asks: Asks::default(),
+            body: Body::new(body),
             prompt: None,
             pinned,
+            replay: if is_harmless { Replay::Harmless } else { Replay::Unknown },
             caller: Caller::open(Trust::Open),
         }
     }
 
-    /// Name of the body for the poison guard.
-    pub(super) fn body_key(&self, secret: u64) -> BodyKey {
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&self.body, secret);
-        BodyKey { tenant: Arc::clone(&self.caller.tenant), hash }
+    /// Name of the request for the poison guard; `None` without a body, since then there is nothing to tell requests apart.
+    pub(super) fn body_key(&self) -> Option<BodyKey> {
+        (!self.body.is_empty()).then(|| BodyKey { tenant: Arc::clone(&self.caller.tenant), hash: self.body_hash })
     }
+}
+
+/// Equal for equal bodies; different, up to collisions, for bodies that differ at an end, in length, or in a whole block of
+/// their prompt. Without a prompt all bytes count.
+fn body_hash(body: &[u8], prompt: Option<&Fingerprint>, secret: u64) -> u64 {
+    let hash = |bytes: &[u8], seed| xxhash_rust::xxh3::xxh3_64_with_seed(bytes, seed);
+    let Some(prompt) = prompt.filter(|_| body.len() > 2 * KEY_END_BYTES) else { return hash(body, secret) };
+    let blocks = prompt.chains.iter().filter_map(|chain| chain.blocks.last());
+    let middle = blocks.fold(body.len() as u64, |all, block| all.rotate_left(7) ^ block);
+    let (first, rest) = body.split_at(KEY_END_BYTES);
+    let last = rest.get(rest.len().saturating_sub(KEY_END_BYTES)..).unwrap_or_default();
+    hash(last, hash(first, secret ^ middle))
+}
+
+fn route_of(head: &RequestHeader) -> u64 {
+    let method = xxhash_rust::xxh3::xxh3_64(head.method.as_str().as_bytes());
+    xxhash_rust::xxh3::xxh3_64_with_seed(head.uri.path().as_bytes(), method)
 }
 
 impl Exchange {
     /// Reads a JSON request and sends it to a pod that serves its model. Without an API the body is passed as it is.
     pub(super) async fn balanced(&mut self, api: Option<Api>) -> Result<(), End> {
         let body = self.read_body().await?;
-        self.gate.at(Phase::Body);
+        self.at(Phase::Body);
         let facts = match api {
             Some(api) => self.facts(api, &body)?,
-            None => self.facts_of_allowed(body),
+            None => self.facts_of_allowed(&body)?,
         };
-        if !facts.model.is_empty() {
-            self.note.model = Some(ModelName::clone(&facts.model));
-            self.in_flight.assign(self.gate.metrics.model(&facts.model));
+        // If members were changed there are two of it.
+        drop(body);
+        if !facts.account.is_empty() {
+            self.note.model = Some(ModelName::clone(&facts.account));
+            self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
         self.note.is_stream = facts.is_stream;
-        let ticket = self.gate.guards.admit(now(), |ticket| Arrival {
+        let asked_at = now();
+        let ticket = self.gate.guards.admit(asked_at, |ticket| Arrival {
             ticket,
-            model: ModelName::clone(&facts.model),
+            model: ModelName::clone(&facts.account),
             caller: facts.caller.clone(),
             body_bytes: facts.body.len() as u64,
             prompt_tokens: Tokens(facts.body.len() as u64 / 4),
             deadline: None,
         });
+        self.gate.metrics.stage(Stage::Admit, now().since(asked_at));
         let ticket = ticket.map_err(|refusal| match refusal.reason {
             Reason::RequestPoisoned => Fault::Poisoned,
             Reason::BodyTooLarge => Fault::BodyTooLarge(self.rules.memory_bytes_max),
             reason => Fault::Full(reason.as_str()),
         })?;
-        let key = || facts.body_key(self.gate.prefix_secret);
+        let key = || facts.body_key();
         if self.gate.guards.poisoned(now(), key).is_some() {
             return Err(Fault::Poisoned.into());
         }
@@ -137,10 +209,7 @@ impl Exchange {
         let fleet = self.gate.table.fleet();
         let asked = anatomy.model.as_deref();
         let (model, rewritten) = self.model(asked, &fleet)?;
-        let mut edits: Vec<Edit<'_>> = strip_dangerous(&anatomy).to_vec();
-        if !edits.is_empty() {
-            dangers(&anatomy).for_each(|kind| self.gate.metrics.stripped_members.inc(kind));
-        }
+        let mut edits: Vec<Edit<'_>> = self.strip(&anatomy).to_vec();
         let name = rewritten.then(|| serde_json::Value::from(&*model).to_string());
         if let Some(name) = &name {
             edits.push(Edit { key: "model", value: Some(name.as_bytes()) });
@@ -152,29 +221,51 @@ impl Exchange {
             Fingerprint::of(api, &anatomy, &seed).charged_to(&caller.tenant)
         });
         self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
+        let body = splice(body, &anatomy, &edits);
         Ok(Facts {
+            body_hash: body_hash(&body, prompt.as_ref(), self.gate.prefix_secret ^ route_of(self.client.head())),
             api: Some(api),
             is_stream: anatomy.stream,
             max_tokens: anatomy.max_tokens.map(Tokens),
+            asks: Asks::of(&anatomy),
             pinned: anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id)),
-            body: splice(body, &anatomy, &edits),
+            body: Body::new(body),
+            account: account_of(&model, &fleet),
             model,
             prompt,
+            replay: if anatomy.leaves_something() { Replay::Unknown } else { Replay::Harmless },
             caller,
         })
     }
 
-    /// A path the operator opened: any pod of the model, if the body is JSON and names one.
-    fn facts_of_allowed(&self, body: Bytes) -> Facts {
-        let asked = Anatomy::read(Api::Invocations, &body)
-            .ok()
-            .and_then(|anatomy| anatomy.model.map(std::borrow::Cow::into_owned));
-        let model = asked.and_then(|asked| self.model(Some(&asked), &self.gate.table.fleet()).ok());
-        let mut facts = Facts::opaque(body, None);
+    /// A path the operator opened: any pod of the model, if the body is JSON and names one. What endangers pods goes here
+    /// too; so an object that can't be read is refused, since a pod may read it otherwise.
+    fn facts_of_allowed(&self, body: &Bytes) -> Result<Facts, End> {
+        let head = self.client.head();
+        let opaque = |body: Bytes| Facts::opaque(head, body, None, self.gate.prefix_secret);
+        let anatomy = match Anatomy::read(Api::Invocations, body) {
+            Ok(anatomy) => anatomy,
+            Err(BadBody::Missing | BadBody::NotObject) => return Ok(opaque(Bytes::clone(body))),
+            Err(bad) if may_be_object(head, body) => return Err(Fault::BadBody(bad).into()),
+            Err(_) => return Ok(opaque(Bytes::clone(body))),
+        };
+        let mut facts = opaque(splice(body, &anatomy, self.strip(&anatomy)));
+        let fleet = self.gate.table.fleet();
+        let model = anatomy.model.as_deref().and_then(|asked| self.model(Some(asked), &fleet).ok());
         if let Some((model, false)) = model {
+            facts.account = account_of(&model, &fleet);
             facts.model = model;
         }
-        facts
+        Ok(facts)
+    }
+
+    /// Edits that remove what endangers pods, counted.
+    fn strip(&self, anatomy: &Anatomy<'_>) -> &'static [Edit<'static>] {
+        let edits = strip_dangerous(anatomy);
+        if !edits.is_empty() {
+            dangers(anatomy).for_each(|kind| self.gate.metrics.stripped_members.inc(kind));
+        }
+        edits
     }
 
     /// The model a request is for, and whether the body must be told so.
@@ -196,9 +287,81 @@ impl Exchange {
         if let Some((known, _)) = fleet.by_model.get_key_value(real) {
             return Ok((ModelName::clone(known), rewritten));
         }
-        if fleet.unknown.is_empty() {
-            return Err(Fault::UnknownModel(asked.to_owned()));
+        if fleet.unknown.is_empty() || real.len() > MODEL_NAME_BYTES_MAX {
+            return Err(Fault::unknown_model(asked));
         }
         Ok((real.into(), rewritten))
+    }
+}
+
+/// Whether a pod may find an object in a body that is no JSON to us. FastAPI parses it if the content type says JSON, older
+/// ones also without any; Python guesses UTF-16 and UTF-32 by their mark or by zeros among the first bytes.
+fn may_be_object(head: &RequestHeader, body: &[u8]) -> bool {
+    let content_type = head.headers.get(header::CONTENT_TYPE);
+    let is_json =
+        content_type.is_none_or(|told| told.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"json"));
+    let text = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body).trim_ascii_start();
+    let is_wide = matches!(body, [0xFE, 0xFF, ..] | [0xFF, 0xFE, ..]) || body.iter().take(4).any(|byte| *byte == 0);
+    is_json && (is_wide || text.starts_with(b"{"))
+}
+
+/// The model itself if a pod serves it, else the name that all others share.
+fn account_of(model: &ModelName, fleet: &Fleet) -> ModelName {
+    if fleet.by_model.contains_key(model) { ModelName::clone(model) } else { "".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn key(method: &Method, path: &str, body: &'static str) -> Option<BodyKey> {
+        let head = RequestHeader::build(method.clone(), path.as_bytes(), None).unwrap();
+        Facts::opaque(&head, Bytes::from_static(body.as_bytes()), None, 1).body_key()
+    }
+
+    #[test]
+    fn poison_is_a_body_on_its_route() {
+        let (post, path) = (&Method::POST, "/v1/completions");
+        assert!(key(post, path, "{}").is_some());
+        assert_eq!(key(post, path, "{}"), key(post, "/v1/completions?a=1", "{}"));
+        assert_ne!(key(post, path, "{}"), key(post, path, "{ }"));
+        assert_ne!(key(post, path, "{}"), key(post, "/v1/embeddings", "{}"));
+        assert_ne!(key(post, path, "{}"), key(&Method::PUT, path, "{}"));
+        assert_eq!(key(post, path, ""), None, "all requests without a body would be one");
+    }
+
+    #[test]
+    fn what_a_pod_may_read_as_an_object_is_known() {
+        let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (content_type, body, expected) in [
+            (Some("application/json"), &b" {\"a\":1"[..], true),
+            (Some("Application/X+JSON; charset=x"), b"\xEF\xBB\xBF{", true),
+            (None, b"{", true),
+            (None, &utf16, true),
+            (None, b"\xFF\xFE{\0", true),
+            (Some("text/plain"), b"{", false),
+            (Some("application/json"), b"no JSON at all", false),
+        ] {
+            let mut head = RequestHeader::build(Method::POST, b"/x", None).unwrap();
+            if let Some(content_type) = content_type {
+                head.insert_header(header::CONTENT_TYPE, content_type).unwrap();
+            }
+            assert_eq!(may_be_object(&head, body), expected, "{content_type:?} {body:?}");
+        }
+    }
+
+    #[test]
+    fn reading_may_be_asked_twice() {
+        for (method, expected) in [
+            (Method::GET, Replay::Harmless),
+            (Method::HEAD, Replay::Harmless),
+            (Method::OPTIONS, Replay::Harmless),
+            (Method::POST, Replay::Unknown),
+            (Method::DELETE, Replay::Unknown),
+        ] {
+            let head = RequestHeader::build(method.clone(), b"/x", None).unwrap();
+            assert_eq!(Facts::opaque(&head, Bytes::new(), None, 1).replay, expected, "{method}");
+        }
     }
 }

@@ -38,19 +38,22 @@ impl Exchange {
         self.note.route = "response_by_id";
         self.note.api = Some(Api::Responses);
         let maker = self.gate.affinity.pod(id);
-        self.anywhere(maker).await
+        let query = self.client.head().uri.query().unwrap_or_default();
+        let is_stream = query.split('&').any(|pair| pair == "stream=true");
+        self.anywhere(maker, Some(Api::Responses), is_stream).await
     }
 
     /// A CORS preflight passes to any pod.
     pub(super) async fn preflight(&mut self) -> Result<(), End> {
         self.note.route = "preflight";
-        self.anywhere(None).await
+        self.anywhere(None, None, false).await
     }
 
     /// Sends the request as it is to `pinned`, if it is there, else to any pod.
-    async fn anywhere(&mut self, pinned: Option<PodId>) -> Result<(), End> {
+    async fn anywhere(&mut self, pinned: Option<PodId>, api: Option<Api>, is_stream: bool) -> Result<(), End> {
         let body = self.read_body().await?;
-        let facts = Facts::opaque(body, pinned);
+        let opaque = Facts::opaque(self.client.head(), body, pinned, self.gate.prefix_secret);
+        let facts = Facts { api, is_stream, ..opaque };
         if self.gate.table.fleet().pods.is_empty() {
             return Err(Fault::NoPod("no_pods").into());
         }

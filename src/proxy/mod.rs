@@ -8,6 +8,7 @@
 //! forwarding can't be used once a body was read, and without it the phases around it only cost.
 pub mod accept;
 mod affinity;
+mod asks;
 mod attempt;
 mod chunks;
 mod client;
@@ -25,11 +26,15 @@ pub mod memory;
 mod plan;
 mod relay;
 pub mod reply;
+pub mod routing;
 pub mod rules;
 pub mod settings;
+mod shown;
+mod sockets;
 mod trace;
 pub mod upstream;
 
 pub use accept::{Bound, Workers, start};
 pub use gate::{Gate, GateApp, Hook, Parts, Phase};
+pub use routing::{Routing, Selection};
 pub use rules::{Rules, Times};

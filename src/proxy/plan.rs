@@ -2,7 +2,6 @@
 //!
 //! A planner that panics or keeps overrunning its time costs quality, not requests: the gate goes over to safe mode.
 use std::cell::RefCell;
-use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -14,12 +13,13 @@ use super::exchange::Exchange;
 use super::gate::{Gate, Phase};
 use super::intake::Facts;
 use super::reply::Fault;
-use crate::base::{PodId, Rng, Tokens};
-use crate::observe::{ExplainSource, Stage};
-use crate::pods::{Fleet, Leave, Pod};
-use crate::prefix::{Fingerprint, Hits};
+use super::shown::Shown;
+use crate::base::{Mono, PodId, Rng, Tokens};
+use crate::observe::Stage;
+use crate::pods::{Fleet, Leave, Marks, Pod, Work};
+use crate::prefix::{BLOCK_BYTES, Fingerprint, Hits};
 use crate::runtime::now;
-use crate::scheduling::{Context, Decision, Detail, Mode, PodView, Request, Scratch, decide, safe_mode};
+use crate::scheduling::{Decision, Desk, Detail, Mode, Profile, Query, Request, place, safe_mode};
 
 /// A plan that takes longer has overrun.
 const PLAN_MAX: Duration = Duration::from_millis(50);
@@ -31,31 +31,40 @@ const SHOWN_BYTES_MAX: usize = 4 * 1024;
 static OVERRUNS: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
-    static SCRATCH: RefCell<(Vec<PodView>, Scratch)> = RefCell::default();
+    static DESK: RefCell<Desk> = RefCell::default();
     static HITS: RefCell<Hits> = RefCell::default();
 }
 
-/// Where a request goes.
+/// Where a request goes, and what is booked there.
 pub(super) struct Choice {
     pub(super) pod: Arc<Pod>,
     pub(super) leave: Leave,
     pub(super) prompt: Tokens,
     pub(super) hit: Tokens,
+    pub(super) is_cold: bool,
+    pub(super) marks: Option<Marks>,
+    pub(super) uses: [Option<u64>; 2],
 }
 
-/// A decision as `/explain` shows it.
-struct Shown {
-    unix_ms: u64,
-    attempt: u32,
-    decision: Decision,
-}
+impl Choice {
+    /// Whether the pod can begin with it at once: nothing is to be loaded or compiled for the first time, and one answer is
+    /// asked for.
+    pub(super) fn is_plain(&self, facts: &Facts) -> bool {
+        let is_new = |key: &u64| !self.pod.load.has_used(*key);
+        !self.uses.iter().flatten().any(is_new) && facts.asks.answers == 1
+    }
 
-impl ExplainSource for Shown {
-    fn write_json(&self, out: &mut String) {
-        let decision = serde_json::to_string(&self.decision).unwrap_or_else(|_| "null".to_owned());
-        let (unix_ms, attempt) = (self.unix_ms, self.attempt);
-        // Writing to a string cannot fail.
-        write!(out, "{{\"unix_ms\":{unix_ms},\"attempt\":{attempt},\"decision\":{decision}}}").ok();
+    /// What is booked on the pod.
+    pub(super) fn work(&self, now: Mono, is_stream: bool) -> Work<'_> {
+        Work {
+            now,
+            prompt: self.prompt,
+            uncached: self.prompt.less(self.hit),
+            is_stream,
+            is_cold: self.is_cold,
+            marks: self.marks.as_ref(),
+            uses: self.uses,
+        }
     }
 }
 
@@ -63,33 +72,52 @@ impl Exchange {
     /// Chooses among the pods that were not tried.
     pub(super) fn choose(&mut self, facts: &Facts, tried: &[PodId]) -> Result<Choice, Fault> {
         let started = now();
+        self.note.phase = Phase::Plan;
         let fleet = self.gate.table.fleet();
         let mut hits = HITS.take();
         self.gate.index.lookup_into(facts.prompt.as_ref().unwrap_or(&Fingerprint::default()), &mut hits);
         let prompt = if facts.prompt.is_some() { hits.prompt_tokens } else { Tokens(facts.body.len() as u64 / 4) };
+        let routing = self.gate.routing();
+        let fields = &self.client.head().headers;
+        let profile = Arc::clone(routing.profile(&facts.model, fields));
         let request = Request {
             max_tokens: facts.max_tokens,
+            expected_tokens: self.gate.latency.expected(&facts.model),
             generates: facts.api.is_some_and(crate::api::Api::generates),
+            is_stream: facts.is_stream,
+            answers: facts.asks.answers,
+            skips_cache: facts.asks.skips_cache,
+            grammar: facts.asks.grammar,
+            adapter: adapter(&fleet, &facts.model),
+            session: routing.session(fields),
+            head: facts.prompt.as_ref().and_then(|prompt| prompt.chains.first()?.blocks.first().copied()),
             pinned: facts.pinned,
             excluded: tried,
             ..Request::new(&facts.model, prompt)
         };
+        let marks = marks(facts, &hits);
         let is_shown = self.is_explained();
         let detail = if is_shown { Detail::Rows } else { Detail::Off };
-        let rank = self.asked_rank();
-        let decision = plan(&self.gate, &fleet, &request, &hits, rank, &mut self.rng, detail);
+        let (fleet, request, marks_seen) = (&*fleet, &request, marks.as_ref());
+        let query = Query { fleet, request, hits: &hits, marks: marks_seen, rank: self.asked_rank(), now: started };
+        let before = self.rng.clone();
+        let (decision, source) = DESK.with_borrow_mut(|desk| {
+            let decision = plan(&self.gate, &profile, &query, &mut self.rng, detail, desk);
+            let when = (crate::runtime::unix_ms(), self.note.attempts + 1);
+            let source = Shown::keep(when, &query, desk, before, profile, decision.clone());
+            (decision, source)
+        });
         let ended = now();
         self.gate.metrics.stage(Stage::Plan, ended.since(started));
         self.overran(ended.since(started));
         self.note.plan_us = Some(ended.0 - started.0);
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
-        let choice = choice(&fleet, &decision, &hits, prompt);
+        let choice = choice(&query, &decision).map(|choice| Choice { marks, ..choice });
         HITS.set(hits);
         if is_shown {
             self.shown = shown(&decision);
         }
-        let source = Shown { unix_ms: crate::runtime::unix_ms(), attempt: self.note.attempts + 1, decision };
         self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(source));
         choice
     }
@@ -115,49 +143,55 @@ impl Exchange {
     }
 }
 
-fn choice(fleet: &Fleet, decision: &Decision, hits: &Hits, prompt: Tokens) -> Result<Choice, Fault> {
+fn choice(query: &Query<'_>, decision: &Decision) -> Result<Choice, Fault> {
     let pod = decision
         .chosen
-        .and_then(|id| fleet.find(id))
+        .and_then(|id| query.fleet.find(id))
         .ok_or_else(|| Fault::NoPod(decision.nobody.map_or("no_pods", crate::scheduling::Nobody::as_str)))?;
     let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-    Ok(Choice { pod: Arc::clone(pod), leave, prompt, hit: hits.depth(pod.id) })
+    let hit = if query.request.skips_cache { Tokens(0) } else { query.hits.depth(pod.id) };
+    Ok(Choice {
+        pod: Arc::clone(pod),
+        leave,
+        prompt: query.request.prompt_tokens,
+        hit,
+        is_cold: query.hits.is_empty(),
+        marks: None,
+        uses: [query.request.adapter, query.request.grammar],
+    })
 }
 
-fn plan(
-    gate: &Gate,
-    fleet: &Fleet,
-    request: &Request<'_>,
-    hits: &Hits,
-    rank: Option<u32>,
-    rng: &mut Rng,
-    detail: Detail,
-) -> Decision {
-    SCRATCH.with_borrow_mut(|(views, scratch)| {
-        let now = now();
-        let view = |pod: &Arc<Pod>| PodView::of(pod, request.model, hits.depth(pod.id), now);
-        views.clear();
-        if rank.is_some() {
-            views.extend(candidates(fleet, request.model).filter(|pod| pod.spec.rank == rank).map(view));
+/// Marks of a request's prompt, if it has one.
+fn marks(facts: &Facts, hits: &Hits) -> Option<Marks> {
+    let prompt = facts.prompt.as_ref()?;
+    let [chain] = prompt.chains.as_slice() else { return None };
+    let block_tokens = hits.prompt_tokens.0 as f64 * BLOCK_BYTES as f64 / chain.bytes.max(1) as f64;
+    Some(Marks::of(&chain.blocks, block_tokens))
+}
+
+/// Hash of a model that is an adapter: what a pod must have loaded.
+fn adapter(fleet: &Fleet, model: &str) -> Option<u64> {
+    let first = fleet.by_model.get(model)?.first().and_then(|position| fleet.pods.get(*position))?;
+    let facts = first.facts.load();
+    let served = facts.served.iter().flatten().find(|served| &*served.name == model)?;
+    served.parent.as_ref().map(|_| xxhash_rust::xxh3::xxh3_64(model.as_bytes()))
+}
+
+fn plan(gate: &Gate, profile: &Profile, query: &Query<'_>, rng: &mut Rng, detail: Detail, desk: &mut Desk) -> Decision {
+    if !gate.safe_mode.load(Relaxed) {
+        let planned = catch_unwind(AssertUnwindSafe(|| {
+            gate.at(Phase::Plan);
+            place(profile, query, rng, detail, desk)
+        }));
+        if let Ok(decision) = planned {
+            return decision;
         }
-        if views.is_empty() {
-            views.extend(candidates(fleet, request.model).map(view));
-        }
-        if !gate.safe_mode.load(Relaxed) {
-            let planned = catch_unwind(AssertUnwindSafe(|| {
-                gate.at(Phase::Plan);
-                let cx = Context { now, request, pods: views, ejected_share_max: fleet.ejected_share_max };
-                decide(&gate.profile(), &cx, rng, detail, scratch)
-            }));
-            if let Ok(decision) = planned {
-                return decision;
-            }
-            gate.metrics.panics.inc("plan");
-            enter_safe_mode(gate, "planner_panicked");
-            *scratch = Scratch::default();
-        }
-        safe_mode(views, request, rng)
-    })
+        gate.metrics.panics.inc("plan");
+        enter_safe_mode(gate, "planner_panicked");
+        *desk = Desk::default();
+    }
+    desk.survey(None, query, 0);
+    safe_mode(desk.views(), query.request, rng)
 }
 
 /// The pods that may serve a model: those known to, else those that have not told yet; all if no model was named.

@@ -7,11 +7,11 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header;
+use http::{StatusCode, header};
 use tokio::time::{Sleep, sleep};
 
 use super::attempt::{Cut, Failed, Kept, Trial, Tried, failure_of, watch};
-use super::client::Lost;
+use super::client::Left;
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::headers::Frame;
@@ -20,6 +20,7 @@ use super::reply::Fault;
 use super::upstream::{self, Framing, PodConn, PodFault, PodHead};
 use crate::api::sse::First;
 use crate::api::{Api, Marks, SseScan, Usage, response_id_of_body, usage_of_body};
+use crate::base::PodId;
 use crate::flow::Failure;
 use crate::observe::Cause;
 use crate::pods::Outcome;
@@ -27,6 +28,8 @@ use crate::runtime::now;
 
 /// Held of a stream before its first data event; more commits it.
 const HELD_BYTES_MAX: usize = 256 * 1024;
+/// Held back of an event that is not whole; of a longer one, parts pass.
+const EVENT_HELD_BYTES_MAX: usize = 16 * 1024;
 /// Kept of a refusal's body.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 /// Time for the rest of a refusal's body.
@@ -83,14 +86,15 @@ impl Exchange {
         match watch(&mut self.client, pin!(sleep(KEPT_WITHIN)), rest).await {
             Ok(Some(())) => Ok(Some(Kept { head, body: body.freeze() })),
             Ok(None) | Err(Cut::Late) => Ok(None),
-            Err(Cut::Lost) => Err(Lost::Gone.into()),
+            Err(Cut::Left(left)) => Err(left.into()),
         }
     }
 
     /// Marks the point of no return.
-    fn commit(&mut self, trial: &mut Trial<'_>) {
-        self.gate.at(Phase::Commit);
-        trial.answered();
+    fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) {
+        self.at(Phase::Commit);
+        trial.answered(status);
+        facts.body.release();
         self.note.committed = true;
         self.note.first_at = Some(now());
         if let Some(ticket) = &self.ticket {
@@ -117,20 +121,22 @@ impl Exchange {
         let first = match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
             Ok(Ok(first)) => first.unwrap_or_default(),
             Ok(Err(_)) => return Ok(Tried::Failed(Failed::new(Failure::BrokenUncommitted, Fault::PodClosed))),
-            Err(Cut::Lost) => return Err(Lost::Gone.into()),
+            Err(Cut::Left(left)) => return Err(left.into()),
             Err(Cut::Late) => return Ok(Tried::Failed(Failed::new(Failure::FirstByteTimeout, Fault::AnswerTimeout))),
         };
-        self.commit(trial);
+        self.commit(facts, trial, status);
         let head = self.client_head(head, frame)?;
         let mut whole = Whole::new(facts.api.filter(|_| status.is_success()), &first);
         self.client.begin(head, first, conn.is_done()).await?;
-        self.gate.at(Phase::Stream);
-        let ended = self.plain_rest(&mut conn, &mut whole, alarm).await?;
+        self.at(Phase::Stream);
+        let ended = self.plain_rest(&mut conn, &mut whole, alarm).await;
         let (usage, response_id) = whole.facts(trial);
         self.note.usage = usage;
+        // Also if the client has left meanwhile: it may come back for the response.
         if let Some(id) = response_id {
             self.gate.affinity.learn(&id, trial.pod);
         }
+        let ended = ended?;
         if let Ended::Broken(fault) = ended {
             self.note.cause = Some(fault.row().cause);
             self.client.cut().await;
@@ -164,7 +170,7 @@ impl Exchange {
                 }
                 Ok(Ok(None)) => break,
                 Ok(Err(_)) => return Ok(Ended::Broken(Fault::StreamBroken)),
-                Err(Cut::Lost) => return Err(Lost::Gone.into()),
+                Err(Cut::Left(left)) => return Err(left.into()),
                 Err(Cut::Late) => return Ok(Ended::Broken(Fault::AnswerTimeout)),
             }
         }
@@ -185,7 +191,7 @@ impl Exchange {
         mut alarm: Pin<&mut Sleep>,
     ) -> Result<Tried, End> {
         let mut scan = SseScan::new(api);
-        let mut held = BytesMut::new();
+        let (mut held, mut boundary) = (BytesMut::new(), None);
         while scan.first() != Some(First::Good) && held.len() <= HELD_BYTES_MAX {
             let piece = match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
                 Ok(Ok(Some(piece))) => piece,
@@ -193,13 +199,15 @@ impl Exchange {
                     return Ok(Tried::Failed(Failed::new(Failure::BrokenUncommitted, Fault::PodClosed)));
                 }
                 Ok(Err(_)) => return Ok(Tried::Failed(Failed::new(Failure::Garbage, Fault::PodGarbage))),
-                Err(Cut::Lost) => return Err(Lost::Gone.into()),
+                Err(Cut::Left(left)) => return Err(left.into()),
                 Err(Cut::Late) => {
                     return Ok(Tried::Failed(Failed::new(Failure::FirstByteTimeout, Fault::FirstByteTimeout)));
                 }
             };
             trial.heard(now());
-            feed(&mut scan, &piece, trial);
+            if let Some(end) = feed(&mut scan, &piece, trial).boundary {
+                boundary = Some(held.len() + end);
+            }
             held.extend_from_slice(&piece);
             if scan.first() == Some(First::Error) {
                 let failure = Failure::ErrorEvent { status: status_of_event(&held) };
@@ -208,19 +216,27 @@ impl Exchange {
                 return Ok(Tried::Failed(Failed { failure, fault: Fault::PodClosed, kept }));
             }
         }
-        self.commit(trial);
+        self.commit(facts, trial, head.status);
         let head = self.client_head(head, Frame::Open)?;
-        trial.booked.tokens(scan.events());
-        let is_end = conn.is_done() && scan.is_done();
-        self.client.begin(head, held.freeze(), is_end).await?;
-        self.gate.at(Phase::Stream);
-        let ended = self.stream_rest(facts, &mut conn, &mut scan, trial).await?;
+        trial.came(now(), scan.events());
+        self.learn_response(&scan, trial.pod);
+        let mut tail = Tail::default();
+        let first = tail.take(held.freeze(), boundary);
+        let is_end = conn.is_done() && scan.is_done() && tail.is_empty();
+        self.client.begin(head, first, is_end).await?;
+        self.at(Phase::Stream);
+        let ended = self.stream_rest(facts, &mut conn, &mut scan, &mut tail, trial).await;
         self.note.events = scan.events();
         self.note.usage = scan.usage();
+        self.learn_response(&scan, trial.pod);
+        self.stream_ended(api, ended?, &scan, tail, conn).await
+    }
+
+    /// Remembers which pod made a response: it may be asked for or cancelled while it still streams.
+    fn learn_response(&self, scan: &SseScan, pod: PodId) {
         if let Some(id) = scan.response_id() {
-            self.gate.affinity.learn(id, trial.pod);
+            self.gate.affinity.learn(id, pod);
         }
-        self.stream_ended(api, ended, &scan, conn).await
     }
 
     /// Passes events until the good ending, the end of the body, or a fault.
@@ -229,6 +245,7 @@ impl Exchange {
         facts: &Facts,
         conn: &mut PodConn,
         scan: &mut SseScan,
+        tail: &mut Tail,
         trial: &mut Trial<'_>,
     ) -> Result<Ended, End> {
         let pause_max = self.rules.times(&facts.model).between_tokens;
@@ -243,16 +260,18 @@ impl Exchange {
                     last_at = at;
                     trial.heard(at);
                     let marks = feed(scan, &piece, trial);
-                    trial.booked.tokens(marks.events);
-                    if conn.is_done() && scan.is_done() {
-                        self.client.last(piece).await?;
+                    trial.came(at, marks.events);
+                    let whole = tail.take(piece, marks.boundary);
+                    if conn.is_done() && scan.is_done() && tail.is_empty() {
+                        self.client.last(whole).await?;
                     } else {
-                        self.client.write(piece).await?;
+                        self.client.write(whole).await?;
                     }
                 }
                 Ok(Ok(None)) => break,
                 Ok(Err(_)) => return Ok(Ended::Broken(Fault::StreamBroken)),
-                Err(Cut::Lost) => return Err(Lost::Gone.into()),
+                Err(Cut::Left(Left::Cutoff)) => return Ok(Ended::Broken(Fault::ShuttingDown)),
+                Err(Cut::Left(left)) => return Err(left.into()),
                 Err(Cut::Late) => {
                     let paused = now().since(last_at);
                     if paused >= pause_max {
@@ -268,12 +287,19 @@ impl Exchange {
     }
 
     /// Ends the client's stream: well, or with one error event and no good ending.
-    async fn stream_ended(&mut self, api: Api, ended: Ended, scan: &SseScan, conn: PodConn) -> Result<Tried, End> {
+    async fn stream_ended(
+        &mut self,
+        api: Api,
+        ended: Ended,
+        scan: &SseScan,
+        mut tail: Tail,
+        conn: PodConn,
+    ) -> Result<Tried, End> {
         let usage = scan.usage();
         match ended {
             Ended::Good => {
                 if !self.client.is_ended() {
-                    self.client.last(Bytes::new()).await?;
+                    self.client.last(tail.rest()).await?;
                 }
                 give_back(conn).await;
                 let (cause, outcome) = if scan.has_error() {
@@ -295,12 +321,13 @@ impl Exchange {
                 }
                 self.note.cause = Some(fault.row().cause);
                 let mut event = BytesMut::new();
-                if !scan.at_boundary() {
+                if tail.is_split {
                     event.extend_from_slice(b"\n\n");
                 }
                 event.extend_from_slice(&fault.event(api));
                 self.client.last(event.freeze()).await?;
-                Ok(Tried::Done(usage, Outcome::Broken))
+                let is_ours = matches!(fault, Fault::ShuttingDown);
+                Ok(Tried::Done(usage, if is_ours { Outcome::Good } else { Outcome::Broken }))
             }
         }
     }
@@ -311,6 +338,51 @@ fn feed(scan: &mut SseScan, piece: &[u8], trial: &mut Trial<'_>) -> Marks {
     match &mut trial.extension {
         Some(extension) => scan.feed_to(piece, &mut |event| extension.event(event)),
         None => scan.feed(piece),
+    }
+}
+
+/// Holds back an event that is not whole yet, so that a stream that breaks inside it still ends between events: of half an
+/// event a client can make nothing but an error of its own. Long events pass in parts.
+#[derive(Default)]
+struct Tail {
+    bytes: BytesMut,
+    /// Part of the current event has gone to the client.
+    is_split: bool,
+}
+
+impl Tail {
+    /// What of the stream may go to the client now that `piece` came, in which the last event ends at `boundary`.
+    fn take(&mut self, piece: Bytes, boundary: Option<usize>) -> Bytes {
+        if let Some(end) = boundary {
+            self.is_split = false;
+            if self.bytes.is_empty() && end == piece.len() {
+                return piece;
+            }
+        }
+        let end = boundary.unwrap_or(0).min(piece.len());
+        let rest = piece.slice(end..);
+        if self.bytes.len() + rest.len() > EVENT_HELD_BYTES_MAX {
+            self.is_split = true;
+            self.bytes.extend_from_slice(&piece);
+            return self.rest();
+        }
+        let whole = if self.bytes.is_empty() || end == 0 {
+            piece.slice(..end)
+        } else {
+            self.bytes.extend_from_slice(&piece.slice(..end));
+            self.rest()
+        };
+        self.bytes.extend_from_slice(&rest);
+        whole
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// All that is held.
+    fn rest(&mut self) -> Bytes {
+        std::mem::take(&mut self.bytes).freeze()
     }
 }
 
@@ -325,12 +397,32 @@ async fn give_back(mut conn: PodConn) {
     upstream::checkin(conn, now());
 }
 
-/// The status that an error event states (`error.code`).
+/// The status that an error event states: a number as `error.code`, or by a word.
 fn status_of_event(held: &[u8]) -> Option<u16> {
     let text = std::str::from_utf8(held).ok()?;
     let data = text.lines().find_map(|line| line.strip_prefix("data:").filter(|data| data.contains("error")))?;
     let event: serde_json::Value = serde_json::from_str(data.trim()).ok()?;
-    u16::try_from(event.get("error")?.get("code")?.as_u64()?).ok()
+    let error = event.get("error").unwrap_or(&event);
+    let word = |name: &str| error.get(name).and_then(serde_json::Value::as_str);
+    match error.get("code").and_then(serde_json::Value::as_u64) {
+        Some(code) => u16::try_from(code).ok(),
+        None => word("code").and_then(status_of_word).or_else(|| word("type").and_then(status_of_word)),
+    }
+}
+
+/// The status behind a word of an error: types of the Messages API, codes of the Responses API.
+fn status_of_word(word: &str) -> Option<u16> {
+    Some(match word {
+        "invalid_request_error" | "invalid_prompt" | "BadRequestError" => 400,
+        "authentication_error" => 401,
+        "permission_error" => 403,
+        "not_found_error" | "NotFoundError" => 404,
+        "request_too_large" => 413,
+        "rate_limit_error" | "rate_limit_exceeded" => 429,
+        "api_error" | "server_error" | "InternalServerError" => 500,
+        "overloaded_error" => 503,
+        digits => return digits.parse().ok(),
+    })
 }
 
 /// Collects a plain answer as it passes, to read its usage at the end. Large answers are not collected.

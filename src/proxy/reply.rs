@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use crate::api::{Api, BadBody, ErrorText, Shape, error_body, error_event};
+use crate::base::MODEL_NAME_BYTES_MAX;
 use crate::observe::Cause;
 use bytes::Bytes;
 
@@ -34,7 +35,7 @@ pub enum Fault {
     ContentEncoding,
     /// A body that is not acceptable JSON.
     BadBody(BadBody),
-    /// No pod serves the model.
+    /// No pod serves the model. Made by [`Fault::unknown_model`], which bounds the name.
     UnknownModel(String),
     /// No such path.
     UnknownRoute,
@@ -134,6 +135,13 @@ const GATEWAY: &str = "Bad Gateway";
 const INTERNAL: &str = "InternalServerError";
 
 impl Fault {
+    /// No pod serves the model. A name longer than any can be is told back cut short, with an ellipsis.
+    pub fn unknown_model(name: &str) -> Self {
+        let cut = name.get(..name.floor_char_boundary(MODEL_NAME_BYTES_MAX)).unwrap_or_default();
+        let mark = if cut.len() < name.len() { "…" } else { "" };
+        Self::UnknownModel(format!("{cut}{mark}"))
+    }
+
     /// The row of this fault.
     pub fn row(&self) -> Row {
         match self {
@@ -351,5 +359,16 @@ mod tests {
                 assert!(event.ends_with(b"\n\n") && !event.windows(6).any(|part| part == b"[DONE]"), "{fault:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_name_is_told_back_within_its_bound() {
+        let whole = "m".repeat(MODEL_NAME_BYTES_MAX);
+        assert_eq!(Fault::unknown_model(&whole), Fault::UnknownModel(whole.clone()));
+        assert_eq!(Fault::unknown_model(&format!("{whole}x")), Fault::UnknownModel(format!("{whole}…")));
+        // A character that lies across the bound goes as a whole.
+        let across = format!("{}é{}", "m".repeat(MODEL_NAME_BYTES_MAX - 1), "x".repeat(1 << 20));
+        let Fault::UnknownModel(told) = Fault::unknown_model(&across) else { return };
+        assert_eq!(told, format!("{}…", "m".repeat(MODEL_NAME_BYTES_MAX - 1)));
     }
 }

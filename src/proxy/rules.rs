@@ -87,6 +87,8 @@ pub struct Rules {
     pub aliases: HashMap<ModelName, ModelName>,
     /// Decisions are shown to every client that asks.
     pub explain: bool,
+    /// Access lines name the address at the other end of the connection.
+    pub is_client_logged: bool,
     /// When a failed request may go to another pod.
     pub retry: RetrySettings,
     /// What the gate holds at once.
@@ -118,6 +120,7 @@ impl Default for Rules {
             model_times: HashMap::new(),
             aliases: HashMap::new(),
             explain: false,
+            is_client_logged: false,
             retry: RetrySettings::default(),
             bounds: GateSettings::default(),
             drain_accept: Duration::from_secs(5),

@@ -12,23 +12,29 @@ use super::scorers::REGISTRY as SCORERS;
 use super::testing::{NOW, context, pod};
 use super::{
     Candidates, Context, Decision, Detail, Mode, Offer, PodView, Profile, Request, Scratch, Serves, Step, Verdict,
-    decide, safe_mode,
+    Warm, decide, safe_mode,
 };
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::pods::{LoadNow, Reading, Role, Standing};
+use crate::pods::{LoadNow, Reading, Role, Standing, StepTime};
 
 const SEEDS: u64 = 400;
 
 /// A pod in any state.
 fn any_pod(id: u32, rng: &mut Rng) -> PodView {
     let requests = rng.below(40) as u32;
+    let prefilling = rng.below(u64::from(requests) + 1) as u32;
+    let context = rng.below(1_000_000);
     let load = LoadNow {
         requests,
-        prefilling: rng.below(u64::from(requests) + 1) as u32,
+        unanswered: prefilling,
+        prefilling,
         prefill_tokens: Tokens(rng.below(100_000)),
-        context_tokens: Tokens(rng.below(1_000_000)),
+        wait_s: rng.unit() * 10.0,
+        context_tokens: Tokens(context),
         generated_tokens: Tokens(rng.below(1_000)),
+        pinned_tokens: Tokens(rng.below(context + 1)),
         served: rng.below(100),
+        dispatched: rng.below(1_000),
     };
     let reading = (rng.below(3) > 0).then(|| Reading {
         taken: Mono(NOW.0 - rng.below(10_000_000)),
@@ -49,6 +55,15 @@ fn any_pod(id: u32, rng: &mut Rng) -> PodView {
         reading,
         age: reading.map(|reading| Duration::from_micros(NOW.0 - reading.taken.0)),
         hit: Tokens(rng.below(20_000)),
+        coming: Tokens(rng.below(2_000)),
+        pinned: Tokens(rng.below(2_000)),
+        step: StepTime::PRIOR.scaled(0.1 + rng.unit()),
+        peers_decoding: rng.below(3) as u32,
+        adapter: [Warm::NotNeeded, Warm::Yes, Warm::No][rng.below(3) as usize],
+        grammar: [Warm::NotNeeded, Warm::Yes, Warm::No][rng.below(3) as usize],
+        last_dispatch: (rng.below(2) == 0).then(|| Mono(rng.below(NOW.0))),
+        last_cold: (rng.below(2) == 0).then(|| Mono(rng.below(NOW.0))),
+        context_max: (rng.below(2) == 0).then(|| Tokens(rng.below(40_000))),
         sleeping: rng.below(8) == 0,
         serves: [Serves::Yes, Serves::Yes, Serves::Unknown, Serves::No][rng.below(4) as usize],
         capacity: (rng.below(2) == 0).then_some(Tokens(500_000)),
@@ -70,7 +85,15 @@ fn each_case(test: impl Fn(u64, &Request<'_>, &[PodView], &[PodView], &mut Rng))
         let request = Request {
             step: [Step::Whole, Step::Prefill, Step::Decode][rng.below(3) as usize],
             max_tokens: (rng.below(2) == 0).then(|| Tokens(rng.below(1_000))),
+            expected_tokens: (rng.below(2) == 0).then(|| rng.unit() * 1_000.0),
             generates: rng.below(4) > 0,
+            is_stream: rng.below(2) == 0,
+            answers: 1 + rng.below(3) as u32,
+            urgency: (rng.below(2) == 0).then(|| 1.0 + rng.unit()),
+            ttft_s: (rng.below(2) == 0).then(|| rng.unit()),
+            media: rng.below(2) as u32,
+            session: (rng.below(2) == 0).then(|| rng.bits()),
+            head: (rng.below(2) == 0).then(|| rng.bits()),
             pinned: (rng.below(5) == 0).then(|| PodId(rng.below(10) as u32)),
             excluded: &any_ids,
             ..Request::new(if rng.below(8) == 0 { "" } else { "m" }, Tokens(rng.below(3) * rng.below(20_000)))
@@ -144,7 +167,7 @@ fn costs_are_in_range_and_do_not_see_the_order_of_pods() {
 #[test]
 fn picks_are_in_bounds_and_follow_from_the_generator() {
     each_case(|seed, request, pods, _, rng| {
-        let offers: Vec<Offer> = pods.iter().map(|pod| Offer { pod: pod.id, cost: rng.unit() }).collect();
+        let offers: Vec<Offer> = pods.iter().map(|pod| Offer { pod: pod.id, cost: rng.unit(), at: pod.id.0 }).collect();
         for one in PICKERS.iter().filter(|_| !offers.is_empty()) {
             let pick = || (one.default)().build().pick(&context(request, pods), &offers, &mut Rng::new(seed));
             assert_eq!(pick(), pick(), "{}, seed {seed}", one.name);

@@ -98,7 +98,7 @@ fn score(profile: &Profile, cx: &Context<'_>, scratch: &mut Scratch, mut trace: 
     let Scratch { kept, costs, offers, .. } = scratch;
     let candidates = Candidates::new(cx.pods, kept);
     offers.clear();
-    offers.extend(candidates.iter().map(|pod| Offer { pod: pod.id, cost: 0.0 }));
+    offers.extend(candidates.iter().zip(kept.iter()).map(|(pod, &at)| Offer { pod: pod.id, cost: 0.0, at }));
     for one in &profile.scorers {
         costs.clear();
         costs.resize(offers.len(), None);
@@ -110,6 +110,9 @@ fn score(profile: &Profile, cx: &Context<'_>, scratch: &mut Scratch, mut trace: 
         if let Some(trace) = trace.as_deref_mut() {
             let counts = costs.iter().map(|&cost| (cost, counted(one, cost, neutral)));
             trace.scored(one.name, kept, counts);
+            one.scorer.terms(cx, &candidates, &mut |candidate, name, value| {
+                kept.get(candidate).into_iter().for_each(|&position| trace.term(position, name, value));
+            });
         }
     }
     if let Some(trace) = trace {

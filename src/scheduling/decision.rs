@@ -132,7 +132,7 @@ pub struct FilterCell {
 }
 
 /// One scorer's cost in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ScoreCell {
     /// Name of the scorer.
     pub scorer: &'static str,
@@ -140,6 +140,24 @@ pub struct ScoreCell {
     pub cost: Option<f64>,
     /// What went into the total: the cost, or the mean of the others where unknown, times the weight.
     pub counted: f64,
+    /// What the cost is made of, by name, in its unit; empty for a cost that is one thing.
+    #[serde(serialize_with = "as_map", skip_serializing_if = "Vec::is_empty")]
+    pub terms: Vec<(&'static str, f64)>,
+}
+
+/// What the pod itself said last, in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ReadingCell {
+    /// Age in milliseconds.
+    pub age_ms: u64,
+    /// Requests running; `None`: it does not tell.
+    pub running: Option<u32>,
+    /// Requests waiting; `None`: it does not tell.
+    pub waiting: Option<u32>,
+    /// Share of its KV cache in use; `None`: it does not tell.
+    pub kv_used: Option<f64>,
+    /// Requests of others among these, as much as the reading is still worth.
+    pub foreign: f64,
 }
 
 /// Why one pod was chosen or not.
@@ -150,12 +168,25 @@ pub struct Row {
     pub pod: PodId,
     /// Prompt tokens believed to be cached there.
     pub hit_tokens: u64,
-    /// Requests in flight there.
+    /// Of these, still being computed.
+    pub coming_tokens: u64,
+    /// Requests of ours in flight there.
     pub requests: u32,
-    /// Uncached tokens in flight there.
+    /// Of these, past their prefill.
+    pub decoding: u32,
+    /// Our uncached tokens waiting there.
     pub queued_tokens: u64,
-    /// Age of its reading in milliseconds; `None` without one.
-    pub reading_age_ms: Option<u64>,
+    /// Predicted time until those are done \[seconds\].
+    pub wait_s: f64,
+    /// KV that we occupy there \[tokens\].
+    pub pinned_tokens: u64,
+    /// KV capacity \[tokens\]; `None`: not told.
+    pub capacity_tokens: Option<u64>,
+    /// Time of an engine step there, as constants `a` to `e` \[seconds\].
+    #[serde(serialize_with = "as_map")]
+    pub step: Vec<(&'static str, f64)>,
+    /// What the pod said last; `None` before its first reading.
+    pub reading: Option<ReadingCell>,
     /// Verdicts, in the order of the filters; those after the first drop did not see the pod.
     pub filters: Vec<FilterCell>,
     /// Costs, in the order of the scorers; empty for a dropped pod.
@@ -198,4 +229,8 @@ fn maybe_as_text<S: serde::Serializer>(pod: &Option<PodId>, serializer: S) -> Re
         Some(pod) => serializer.collect_str(pod),
         None => serializer.serialize_none(),
     }
+}
+
+fn as_map<S: serde::Serializer>(terms: &[(&'static str, f64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(terms.iter().copied())
 }

@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::candidates::Candidates;
 use super::decision::Nobody;
+use super::marginal::Rates;
 use super::request::Context;
 use crate::base::{PodId, Rng};
 
@@ -78,6 +79,16 @@ pub trait Scorer: fmt::Debug + Send + Sync {
     /// "unknown": the frame then uses the mean of the known costs (or nothing, if no pod's is known), so a pod without a
     /// reading neither wins by it nor loses by it.
     fn cost(&self, cx: &Context<'_>, pods: &Candidates<'_>, costs: &mut [Option<f64>]);
+
+    /// Tells of what its costs are made, for explain: calls `tell` with the position of the candidate, the name of a term and
+    /// its value. The terms of a candidate add up to its cost. Nothing for a scorer whose cost is one thing.
+    fn terms(&self, _: &Context<'_>, _: &Candidates<'_>, _: &mut dyn FnMut(usize, &'static str, f64)) {}
+
+    /// The constants by which it goes, if its cost is that of [`super::marginal`] and nothing else: lets the survey of a large
+    /// fleet leave out the pods that can't be best.
+    fn marginal(&self) -> Option<&Rates> {
+        None
+    }
 }
 
 /// One candidate with its total cost, as pickers see it.
@@ -87,12 +98,19 @@ pub struct Offer {
     pub pod: PodId,
     /// Weighted sum of the scorers' costs; finite; lower is better.
     pub cost: f64,
+    /// Where the pod is in the context's pods.
+    pub at: u32,
 }
 
 /// Takes one of the pods left.
 pub trait Picker: fmt::Debug + Send + Sync {
     /// The position of its choice in `offers`, which are sorted by pod id and never empty. Any randomness comes from `rng`.
     fn pick(&self, cx: &Context<'_>, offers: &[Offer], rng: &mut Rng) -> usize;
+
+    /// Whether it always takes one of the cheapest. False keeps large fleets whole: any pod may be taken.
+    fn takes_best(&self) -> bool {
+        false
+    }
 }
 
 /// What the registry knows of one plug-in `P` (boxed trait object) with its settings `S`.
@@ -111,5 +129,20 @@ impl<S> Plugin<S> {
     pub fn header(&self) -> String {
         let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
         lines.map(str::trim).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A draw between a key and a pod that follows from both alone, for rendezvous hashing: the pod with the highest draw has the key.
+pub(super) const fn drawn(key: u64, pod: PodId) -> u64 {
+    Rng::new(key ^ (pod.0 as u64 + 1).wrapping_mul(0xD6E8_FEB8_6659_FD93)).bits()
+}
+
+/// Scales known costs so that the least is 0 and the most 1; all 0 if they are equal.
+pub(super) fn spread(costs: &mut [Option<f64>]) {
+    let known = costs.iter().flatten();
+    let (least, most) =
+        known.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), cost| (low.min(*cost), high.max(*cost)));
+    for cost in costs.iter_mut().flatten() {
+        *cost = if most > least { (*cost - least) / (most - least) } else { 0.0 };
     }
 }

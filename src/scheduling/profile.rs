@@ -6,13 +6,17 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expression::BadExpression;
 use super::filters::{self, FilterSettings};
+use super::marginal::Rates;
 use super::pickers::{self, PickerSettings};
 use super::plugin::{Filter, Picker, Scorer};
 use super::scorers::{self, ScorerSettings};
 
 /// Most filters of a profile, guards included.
 pub const FILTERS_MAX: usize = 32;
+/// Filters that always run.
+const GUARDS: usize = 5;
 /// Most scorers of a profile.
 pub const SCORERS_MAX: usize = 32;
 
@@ -33,7 +37,7 @@ impl Default for ProfileSettings {
     fn default() -> Self {
         Self {
             filters: Vec::new(),
-            scorers: vec![ScorerSettings::TokenCost(scorers::token_cost::Settings::default())],
+            scorers: vec![ScorerSettings::MarginalCost(scorers::marginal_cost::Settings::default())],
             picker: PickerSettings::Best(pickers::best::Settings::default()),
         }
     }
@@ -48,6 +52,9 @@ pub enum BadProfile {
     /// A plug-in is listed twice.
     #[error("`{0}` is listed twice; keep one of the two")]
     Twice(&'static str),
+    /// An expression that can't be used.
+    #[error("the expression under `{0}` can't be used: {1}")]
+    Expression(&'static str, BadExpression),
     /// A weight below 0, infinite or not a number.
     #[error("the weight of `{0}` is {1}; write a number from 0 up (a higher weight makes its cost count more)")]
     Weight(&'static str, f64),
@@ -98,7 +105,22 @@ impl Profile {
                 problems.push(BadProfile::Weight(scorer.name(), weight));
             }
         }
+        problems.extend(settings.filters.iter().filter_map(|one| match one {
+            FilterSettings::Expression(own) => Some(BadProfile::Expression("filters", own.problem()?)),
+            _ => None,
+        }));
+        problems.extend(settings.scorers.iter().filter_map(|one| match one {
+            ScorerSettings::Expression(own) => Some(BadProfile::Expression("scorers", own.problem()?)),
+            _ => None,
+        }));
         if problems.is_empty() { Ok(Self::made(settings)) } else { Err(problems) }
+    }
+
+    /// The constants of the marginal cost, if a pod's place among the others follows from that cost alone.
+    pub(super) fn marginal(&self) -> Option<&Rates> {
+        let [only] = self.scorers.as_slice() else { return None };
+        let is_plain = self.filters.len() == GUARDS && self.picker.takes_best();
+        only.scorer.marginal().filter(|_| is_plain)
     }
 
     fn made(settings: &ProfileSettings) -> Self {
@@ -115,7 +137,7 @@ impl Profile {
 
 /// The guards with their settings from `listed` where given, then the rest of `listed`.
 fn guards_and(listed: &[FilterSettings]) -> impl Iterator<Item = FilterSettings> + '_ {
-    let guards = [
+    let guards: [_; GUARDS] = [
         FilterSettings::Model(filters::model::Settings::default()),
         FilterSettings::Role(filters::role::Settings::default()),
         FilterSettings::Awake(filters::awake::Settings::default()),
@@ -146,7 +168,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
-    const GUARDS: [&str; 5] = ["model", "role", "awake", "health", "excluded"];
+    const NAMES: [&str; GUARDS] = ["model", "role", "awake", "health", "excluded"];
 
     fn read(yaml: &str) -> Result<ProfileSettings, String> {
         serde_yaml::from_str(yaml).map_err(|error| error.to_string())
@@ -158,8 +180,8 @@ mod tests {
             let profile = Profile::new(&read(yaml).unwrap()).unwrap();
             profile.filters.iter().map(|filter| filter.name).collect::<Vec<_>>()
         };
-        assert_eq!(names("{}"), GUARDS);
-        assert_eq!(names("filters: [{excluded: {}}, {health: {}}]"), GUARDS);
+        assert_eq!(names("{}"), NAMES);
+        assert_eq!(names("filters: [{excluded: {}}, {health: {}}]"), NAMES);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The facts of one request that a decision may use. No text, no headers: numbers and names only.
+//! The facts of one request that a decision may use. No text, no headers: numbers, names and hashes only.
 use super::view::PodView;
 use crate::base::{Mono, PodId, Tokens};
 
@@ -25,11 +25,32 @@ pub struct Request<'a> {
     pub prompt_tokens: Tokens,
     /// The client's bound on the answer \[tokens\]; `None` if it set none.
     pub max_tokens: Option<Tokens>,
+    /// Length of an answer that is expected \[tokens\]. Source: mean of earlier answers of the model. Unknown: the scorer's
+    /// own setting. Bounded by `max_tokens` where it is used.
+    pub expected_tokens: Option<f64>,
     /// Whether the API generates tokens. False for embeddings, scoring, tokenizing: nothing to decode.
     pub generates: bool,
+    /// Whether its first token will be seen when it comes. Unknown is true.
+    pub is_stream: bool,
+    /// Answers asked for per prompt (`n`). Unknown is 1.
+    pub answers: u32,
+    /// The engine computes the whole prompt, whatever is cached (`prompt_logprobs`). Unknown is false.
+    pub skips_cache: bool,
     /// What a second before the first token is worth, against one after it: 5 for a tight time to first token, 1 for
     /// throughput. `None`: the scorer's own setting. Follows class and SLO.
     pub urgency: Option<f64>,
+    /// Time to first token that is promised \[seconds\]. Source: the model's SLO. `None`: none is.
+    pub ttft_s: Option<f64>,
+    /// Hash of the adapter (LoRA) that it needs; `None` for a base model, or if unknown.
+    pub adapter: Option<u64>,
+    /// Hash of the grammar (schema, regex, tool choice) that it needs compiled; `None`: none, or unknown.
+    pub grammar: Option<u64>,
+    /// Images, videos and audio clips that must be encoded. Unknown is 0.
+    pub media: u32,
+    /// Hash of the client's session. Source: a header or cookie that is configured; `None` if it sent none.
+    pub session: Option<u64>,
+    /// Hash of the beginning of the prompt (its first 256 canonical bytes). `None` for a shorter prompt, or none.
+    pub head: Option<u64>,
     /// The pod that must have it if it is there: it made the response the client refers to, or a trusted caller chose its
     /// rank. If it is gone the request goes on without.
     pub pinned: Option<PodId>,
@@ -45,12 +66,42 @@ impl<'a> Request<'a> {
             step: Step::Whole,
             prompt_tokens,
             max_tokens: None,
+            expected_tokens: None,
             generates: true,
+            is_stream: true,
+            answers: 1,
+            skips_cache: false,
             urgency: None,
+            ttft_s: None,
+            adapter: None,
+            grammar: None,
+            media: 0,
+            session: None,
+            head: None,
             pinned: None,
             excluded: &[],
         }
     }
+
+    /// Length of each answer \[tokens\]: what is expected, else `unknown`, within the client's bound; 0 if none is generated.
+    pub fn output(&self, unknown: f64) -> f64 {
+        let expected = self.expected_tokens.filter(|tokens| tokens.is_finite()).unwrap_or(unknown).max(0.0);
+        match (self.generates && self.step != Step::Prefill, self.max_tokens) {
+            (false, _) => 0.0,
+            (true, Some(most)) => expected.min(most.0 as f64),
+            (true, None) => expected,
+        }
+    }
+}
+
+/// Calm pods that could serve the request but are not among the pods of the context, because others are better
+/// ([`super::survey`]): what rules about the whole fleet must count with.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LeftOut {
+    /// How many.
+    pub pods: u32,
+    /// What is in flight on them \[requests\].
+    pub requests: f64,
 }
 
 /// Everything one decision looks at.
@@ -64,4 +115,16 @@ pub struct Context<'a> {
     pub pods: &'a [PodView],
     /// Share of the serving pods (0 to 1) that may be out at once; from the pods' health settings.
     pub ejected_share_max: f64,
+    /// Mean over the serving pods of the share of their KV cache that is pinned, 0 to 1. `None`: to be taken over `pods`.
+    pub kv_share: Option<f64>,
+    /// Who else there is.
+    pub left_out: LeftOut,
+}
+
+impl<'a> Context<'a> {
+    /// A decision about all of a fleet's pods, with the usual rules.
+    pub const fn new(now: Mono, request: &'a Request<'a>, pods: &'a [PodView]) -> Self {
+        let left_out = LeftOut { pods: 0, requests: 0.0 };
+        Self { now, request, pods, ejected_share_max: 0.5, kv_share: None, left_out }
+    }
 }

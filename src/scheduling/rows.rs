@@ -1,7 +1,7 @@
 //! Writes down why: verdicts and costs per pod while a decision is made. Only used when detail is asked for; allocates.
 //!
 //! The rows of all pods are gathered, then cut to the bound: the chosen pod, the others by cost, the dropped ones by id.
-use super::decision::{FilterCell, ROWS_MAX, Row, ScoreCell};
+use super::decision::{FilterCell, ROWS_MAX, ReadingCell, Row, ScoreCell};
 use super::plugin::{Offer, Verdict};
 use super::view::PodView;
 use crate::base::PodId;
@@ -37,8 +37,17 @@ impl Trace {
         counts: impl Iterator<Item = (Option<f64>, f64)>,
     ) {
         for (&position, (cost, counted)) in kept.iter().zip(counts) {
-            self.note(position, |note| note.scores.push(ScoreCell { scorer, cost, counted }));
+            self.note(position, |note| note.scores.push(ScoreCell { scorer, cost, counted, terms: Vec::new() }));
         }
+    }
+
+    /// Adds a term to what the last scorer said of a pod.
+    pub(super) fn term(&mut self, position: u32, name: &'static str, value: f64) {
+        self.note(position, |note| {
+            if let Some(score) = note.scores.last_mut() {
+                score.terms.push((name, value));
+            }
+        });
     }
 
     pub(super) fn totalled(&mut self, kept: &[u32], offers: &[Offer]) {
@@ -71,9 +80,21 @@ fn row(pod: &PodView, note: Note) -> Row {
     Row {
         pod: pod.id,
         hit_tokens: pod.hit.0,
+        coming_tokens: pod.coming.0,
         requests: pod.load.requests,
+        decoding: pod.load.decoding(),
         queued_tokens: pod.load.prefill_tokens.0,
-        reading_age_ms: pod.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        wait_s: pod.load.wait_s,
+        pinned_tokens: pod.load.pinned_tokens.0,
+        capacity_tokens: pod.capacity.map(|tokens| tokens.0),
+        step: pod.step.terms().to_vec(),
+        reading: pod.reading.as_ref().zip(pod.age).map(|(reading, age)| ReadingCell {
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            running: reading.running,
+            waiting: reading.waiting,
+            kv_used: reading.kv_used.filter(|used| used.is_finite()),
+            foreign: pod.foreign(),
+        }),
         filters: note.filters,
         scores: note.scores,
         total: note.total,

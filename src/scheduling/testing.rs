@@ -3,16 +3,16 @@
 #![allow(clippy::large_types_passed_by_value, reason = "struct update reads best by value")]
 use std::time::Duration;
 
-use super::{Candidates, Context, Filter, Offer, Picker, PodView, Request, Scorer, Serves, Verdict};
+use super::{Candidates, Context, Filter, Offer, Picker, PodView, Request, Scorer, Serves, Verdict, Warm};
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::pods::{LoadNow, Reading, Role, Standing};
+use crate::pods::{LabelSet, LoadNow, Reading, Role, Standing, StepTime};
 
 /// The instant of every decision in tests.
 pub(super) const NOW: Mono = Mono(60_000_000);
 
 /// A decision about `pods` with the fleet's default rules.
 pub(super) const fn context<'a>(request: &'a Request<'a>, pods: &'a [PodView]) -> Context<'a> {
-    Context { now: NOW, request, pods, ejected_share_max: 0.5 }
+    Context::new(NOW, request, pods)
 }
 
 /// An idle, healthy pod without a reading that serves the model.
@@ -27,6 +27,16 @@ pub(super) fn pod(id: u32) -> PodView {
         reading: None,
         age: None,
         hit: Tokens(0),
+        coming: Tokens(0),
+        pinned: Tokens(0),
+        step: StepTime::PRIOR,
+        peers_decoding: 0,
+        adapter: Warm::NotNeeded,
+        grammar: Warm::NotNeeded,
+        last_dispatch: None,
+        last_cold: None,
+        context_max: None,
+        labels: LabelSet::default(),
         sleeping: false,
         serves: Serves::Yes,
         capacity: None,
@@ -36,7 +46,8 @@ pub(super) fn pod(id: u32) -> PodView {
 
 /// A pod with load.
 pub(super) fn loaded(id: u32, requests: u32, prefilling: u32, queued: u64) -> PodView {
-    let load = LoadNow { requests, prefilling, prefill_tokens: Tokens(queued), ..LoadNow::default() };
+    let load =
+        LoadNow { requests, unanswered: prefilling, prefilling, prefill_tokens: Tokens(queued), ..LoadNow::default() };
     PodView { load, ..pod(id) }
 }
 
@@ -65,7 +76,7 @@ pub(super) fn costs(scorer: &dyn Scorer, request: &Request<'_>, pods: &[PodView]
 
 /// How often `picker` takes each of the offers with these costs in `draws` draws.
 pub(super) fn picks(picker: &dyn Picker, costs: &[f64], draws: usize) -> Vec<usize> {
-    let offers: Vec<_> = (0..).zip(costs).map(|(id, &cost)| Offer { pod: PodId(id), cost }).collect();
+    let offers: Vec<_> = (0..).zip(costs).map(|(id, &cost)| Offer { pod: PodId(id), cost, at: id }).collect();
     let request = Request::new("m", Tokens(1));
     let cx = context(&request, &[]);
     let (mut rng, mut counts) = (Rng::new(1), vec![0; costs.len()]);

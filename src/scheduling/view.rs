@@ -4,11 +4,10 @@
 //! never reach behind the view: no lock, no clock, no table. Times are relative to the `now` of the decision.
 use std::time::Duration;
 
+use super::request::Request;
 use crate::base::{Mono, PodId, Tokens};
-use crate::pods::{LoadNow, Pod, Reading, Role, Sign, Standing};
-
-/// Age at which a reading says nothing any more about the requests of others: half of them have ended long before.
-const FOREIGN_AGE_MAX: Duration = Duration::from_secs(5);
+use crate::pods::reading::worth;
+use crate::pods::{Facts, LabelSet, LoadNow, Marks, Pod, Reading, Role, Served, Sign, Standing, StepTime};
 
 /// Whether a pod serves the model of the request. Source: the pod's `/v1/models`; as old as its last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +18,18 @@ pub enum Serves {
     No,
     /// The list was never read (new pod, or a server without the route): it may be tried when nobody is known to serve.
     Unknown,
+}
+
+/// Whether a pod has what a request needs loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Warm {
+    /// The request needs nothing of the kind.
+    #[default]
+    NotNeeded,
+    /// This gate sent a request with the same need there not long ago.
+    Yes,
+    /// It did not: the pod probably has to load it first.
+    No,
 }
 
 /// One pod as plug-ins see it.
@@ -47,6 +58,29 @@ pub struct PodView {
     /// Prompt tokens of this request believed to be in the pod's KV cache \[tokens\]. Source: our prefix index, a belief
     /// at `now`. Unknown is 0.
     pub hit: Tokens,
+    /// Of `hit`, tokens that a request still in prefill there is about to produce. Source and staleness as `hit`. Unknown is
+    /// 0.
+    pub coming: Tokens,
+    /// Prompt tokens of this request that running requests of ours hold in the pod's KV cache anyway, so that it takes no room
+    /// for them. Source: own bookings, at `now`. Unknown is 0.
+    pub pinned: Tokens,
+    /// Time of an engine step there. Source: latency model, learnt from our own requests; its prior until then.
+    pub step: StepTime,
+    /// Requests decoding on the other data-parallel ranks of the same engine: they step together \[requests\]. Source: own
+    /// bookings, at `now`. 0 where there are no other ranks.
+    pub peers_decoding: u32,
+    /// Whether the adapter is loaded. Source: own bookings; what others had loaded is not seen.
+    pub adapter: Warm,
+    /// Whether the grammar is compiled. Source as `adapter`.
+    pub grammar: Warm,
+    /// When this gate last sent a request there. Source: own bookings. `None`: never.
+    pub last_dispatch: Option<Mono>,
+    /// When this gate last sent a prompt there of which nobody held anything. Source: own bookings. `None`: never.
+    pub last_cold: Option<Mono>,
+    /// Longest context of the model asked for \[tokens\]. Source: `max_model_len` of `/v1/models`. `None`: not told.
+    pub context_max: Option<Tokens>,
+    /// The operator's labels. Source: configuration or discovery. Never unknown.
+    pub labels: LabelSet,
     /// The engine sleeps (weights offloaded). Source: scrape. Unknown counts as awake.
     pub sleeping: bool,
     /// Whether it serves the model asked for.
@@ -57,27 +91,50 @@ pub struct PodView {
     pub block_tokens: Option<u32>,
 }
 
+/// What is known of one pod about the prompt of a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Belief<'a> {
+    /// See [`PodView::hit`].
+    pub hit: Tokens,
+    /// See [`PodView::coming`].
+    pub coming: Tokens,
+    /// Marks of the prompt, to find what is pinned; `None`: nothing is taken to be.
+    pub marks: Option<&'a Marks>,
+}
+
 impl PodView {
-    /// The view of `pod` for a request of `model`, of whose prompt `hit` tokens are believed to be cached there.
-    pub fn of(pod: &Pod, model: &str, hit: Tokens, now: Mono) -> Self {
+    /// The view of `pod` for a request, of whose prompt this is believed. `peers_decoding` is left at 0.
+    pub fn of(pod: &Pod, request: &Request<'_>, belief: &Belief<'_>, now: Mono) -> Self {
         let facts = pod.facts.load();
         let sign = pod.sign(now);
         let reading = **pod.reading.load();
-        let serves = match &facts.served {
-            None => Serves::Unknown,
-            Some(served) if served.iter().any(|one| &*one.name == model) => Serves::Yes,
-            Some(_) => Serves::No,
+        let (serves, served) = serving(&facts, request.model);
+        let warm = |key: Option<u64>| match key {
+            None => Warm::NotNeeded,
+            Some(key) if pod.load.has_used(key) => Warm::Yes,
+            Some(_) => Warm::No,
         };
+        let hit = if request.skips_cache { Tokens(0) } else { belief.hit.min(request.prompt_tokens) };
         Self {
             id: pod.id,
             role: pod.spec.role,
             standing: sign.standing,
             busy_until: sign.busy_until,
             is_dark: sign.is_dark,
-            load: pod.load.now(),
+            load: pod.load.at(now),
             reading,
             age: reading.map(|reading| now.since(reading.taken)),
             hit,
+            coming: belief.coming.min(hit),
+            pinned: belief.marks.filter(|_| hit.0 > 0).map_or(Tokens(0), |marks| pod.load.pinned(marks)),
+            step: pod.load.step.get(),
+            peers_decoding: 0,
+            adapter: warm(request.adapter),
+            grammar: warm(request.grammar),
+            last_dispatch: pod.load.last_dispatch(),
+            last_cold: pod.load.last_cold(),
+            context_max: served.and_then(|served| served.context_max),
+            labels: pod.labels,
             sleeping: sign.is_asleep,
             serves,
             capacity: facts.capacity,
@@ -98,14 +155,43 @@ impl PodView {
     /// Requests of other gates and direct clients in flight there \[requests\]. Source: `reading`, less what was ours at
     /// that instant; counts in full when just read, linearly less with age, nothing from 5 s on. Unknown is 0.
     pub fn foreign(&self) -> f64 {
-        let (Some(reading), Some(age)) = (&self.reading, self.age) else { return 0.0 };
-        let worth = 1.0 - age.as_secs_f64() / FOREIGN_AGE_MAX.as_secs_f64();
-        f64::from(reading.foreign().unwrap_or(0)) * worth.max(0.0)
+        let Some(reading) = &self.reading else { return 0.0 };
+        let others = reading.foreign().unwrap_or(0);
+        if others == 0 { 0.0 } else { f64::from(others) * self.freshness() }
+    }
+
+    /// KV that others occupy there \[tokens\]. Source: `reading.kv_used` and `capacity`, less what was ours at that instant;
+    /// fades as [`PodView::foreign`]. Unknown is 0.
+    pub fn foreign_tokens(&self) -> f64 {
+        let (Some(reading), Some(capacity)) = (&self.reading, self.capacity) else { return 0.0 };
+        let others = reading.foreign_tokens(capacity).unwrap_or(0.0);
+        if others <= 0.0 { 0.0 } else { others * self.freshness() }
+    }
+
+    /// What the last reading is worth as to the load of others.
+    fn freshness(&self) -> f64 {
+        self.age.map_or(0.0, worth)
+    }
+
+    /// KV occupied there by everybody \[tokens\]. Unknown parts are 0.
+    pub fn occupied(&self) -> f64 {
+        self.load.pinned_tokens.0 as f64 + self.foreign_tokens()
     }
 
     /// Prompt tokens of a request of `prompt` tokens that this pod would have to prefill.
     pub fn uncached(&self, prompt: Tokens) -> Tokens {
         prompt.less(self.hit)
+    }
+}
+
+/// Whether the pod serves the model, and what it says of it.
+fn serving<'a>(facts: &'a Facts, model: &str) -> (Serves, Option<&'a Served>) {
+    match &facts.served {
+        None => (Serves::Unknown, None),
+        Some(served) => match served.iter().find(|one| &*one.name == model) {
+            Some(one) => (Serves::Yes, Some(one)),
+            None => (Serves::No, None),
+        },
     }
 }
 
@@ -126,12 +212,17 @@ mod tests {
         let spec =
             PodSpec { addr, authority: "a:8000".into(), rank: None, role: Role::Decode, labels: BTreeMap::new() };
         let pod = Pod::new(PodId(3), spec);
-        let calm = PodView::of(&pod, "m", Tokens(5), NOW);
+        let request = Request { adapter: Some(7), ..Request::new("m", Tokens(9)) };
+        let belief = Belief { hit: Tokens(5), ..Belief::default() };
+        let calm = PodView::of(&pod, &request, &belief, NOW);
+        assert_eq!((calm.adapter, calm.grammar, calm.step.b > 4e-5), (Warm::No, Warm::NotNeeded, true));
+        let again = Request { skips_cache: true, ..request };
+        assert_eq!(PodView::of(&pod, &again, &belief, NOW).hit, Tokens(0));
         assert_eq!((calm.sign(), calm.hit, calm.role), (pod.sign(NOW), Tokens(5), Role::Decode));
         pod.health.lock().on(NOW, Outcome::Busy { retry_after: Some(Duration::from_secs(2)) });
         pod.learn(Facts { sleep: Sleep::Asleep, ..Facts::default() });
         (0..3).for_each(|_| pod.unreached());
-        let view = PodView::of(&pod, "m", Tokens(0), NOW);
+        let view = PodView::of(&pod, &request, &Belief::default(), NOW);
         assert_eq!((view.busy_until, view.sleeping, view.is_dark), (Some(Mono(9_000_000)), true, true));
         assert_eq!(view.sign(), pod.sign(NOW));
     }

@@ -5,12 +5,11 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::base::Tokens;
+use crate::base::{MODEL_NAME_BYTES_MAX, Tokens};
 use crate::pods::Served;
 
 /// Most models and adapters of one pod that are kept.
 const MODELS_MAX: usize = 10_000;
-const NAME_BYTES_MAX: usize = 1_024;
 const CARD_BYTES_MAX: usize = 64 * 1024;
 const VERSION_BYTES_MAX: usize = 64;
 
@@ -63,7 +62,8 @@ struct Version {
 
 fn served(card: &RawValue) -> Option<Served> {
     let entry: Entry = serde_json::from_str(card.get()).ok()?;
-    let is_usable = |name: &str| !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(char::is_control);
+    let is_usable =
+        |name: &str| !name.is_empty() && name.len() <= MODEL_NAME_BYTES_MAX && !name.contains(char::is_control);
     if !is_usable(&entry.id) || card.get().len() > CARD_BYTES_MAX {
         return None;
     }

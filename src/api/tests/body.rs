@@ -34,6 +34,20 @@ fn facts_are_read_under_every_name() {
 }
 
 #[test]
+fn a_response_that_is_kept_must_not_be_made_twice() {
+    for (api, body, expected) in [
+        (Api::Responses, r#"{"input":"x"}"#, false),
+        (Api::Responses, r#"{"store":true}"#, true),
+        (Api::Responses, r#"{"store":false,"background":true}"#, true),
+        (Api::Responses, r#"{"store":true,"store":false}"#, false),
+        (Api::Responses, r#"{"metadata":{"store":true}}"#, false),
+        (Api::Chat, r#"{"store":true}"#, false),
+    ] {
+        assert_eq!(read(api, body).leaves_something(), expected, "{body}");
+    }
+}
+
+#[test]
 fn wrong_types_are_left_to_the_pod() {
     let seen =
         read(Api::Chat, r#"{"model":5,"stream":"perhaps","max_tokens":"many","n":-1,"messages":null,"cache_salt":{}}"#);

@@ -196,7 +196,7 @@ fn any_history_keeps_the_rules() {
                 Standing::Ready | Standing::Probe => {}
             }
             let quiet = health.standing(now) == Standing::Ready && health.busy_until(now).is_none();
-            assert_eq!(health.calm.load(Relaxed), quiet, "seed {seed}: the flag tells the same");
+            assert_eq!(!health.seen.is_uneasy.load(Relaxed), quiet, "seed {seed}: the flag tells the same");
         }
     }
 }

@@ -54,6 +54,25 @@ fn one_of_two_claims_withdrawn_leaves_the_other() {
 }
 
 #[test]
+fn a_pod_that_left_leaves_nothing() {
+    let index = index(1_000);
+    let claim = index.claim(&prompt(b"abc"), PodId(1));
+    index.claim(&prompt(b"abd"), PodId(2));
+    index.set_capacity(PodId(3), Tokens(64), Tokens(16));
+    index.keep(|pod| pod == PodId(2));
+    assert_eq!((depth(&index, b"abc", 1), depth(&index, b"abd", 2), index.stats().pods), (0, 3, 1));
+    index.confirm(&prompt(b"abc"), claim);
+    assert_eq!(depth(&index, b"abc", 1), 0, "a claim of before comes to nothing");
+    // Its capacity is forgotten too: the number that was 64 tokens holds the default again.
+    let path = vec![b'x'; 8];
+    index.claim(&prompt(&path), PodId(3));
+    assert_eq!(depth(&index, &path, 3), 8);
+    index.keep(|_| false);
+    assert_eq!((index.stats().blocks, index.stats().pods), (0, 0));
+    index.assert_sound();
+}
+
+#[test]
 fn a_wipe_forgets_the_pod_and_its_open_claims() {
     let index = index(1_000);
     let claim = index.claim(&prompt(b"abc"), PodId(1));

@@ -19,6 +19,7 @@ pub(in crate::proxy) use head::decimal;
 pub use head::{Framing, PodHead};
 pub use pool::{checkin, checkout, forget, sweep};
 
+use super::sockets;
 use chunked::Dechunk;
 
 /// Largest response head taken from a pod.
@@ -76,7 +77,7 @@ impl PodConn {
             Ok(connected) => connected.map_err(PodFault::Connect)?,
             Err(_) => return Err(PodFault::Connect(io::ErrorKind::TimedOut.into())),
         };
-        io.set_nodelay(true).map_err(PodFault::Connect)?;
+        sockets::tend(&io, sockets::UNANSWERED_MAX).map_err(PodFault::Connect)?;
         Ok(Self {
             io,
             addr,
@@ -223,7 +224,6 @@ impl PodConn {
 
     /// Whether the pod has closed the idle connection, or said something nobody asked for.
     fn went_stale(&self) -> bool {
-        let mut probe = [0; 1];
-        !matches!(self.io.try_read(&mut probe), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        sockets::is_stale(&self.io)
     }
 }

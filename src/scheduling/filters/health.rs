@@ -48,6 +48,9 @@ impl Fleet {
                 requests += f64::from(pod.load.requests);
             }
         }
+        census.free += cx.left_out.pods;
+        full += cx.left_out.pods;
+        requests += cx.left_out.requests;
         Self {
             rule: census.rule(cx.ejected_share_max),
             has_usable: census.free + census.busy > 0,
@@ -77,7 +80,7 @@ impl Fleet {
     fn half_open(&self, pod: &PodView) -> Verdict {
         if self.is_retry {
             Verdict::Drop("not for a retry while better pods are left")
-        } else if pod.load.prefilling > 0 {
+        } else if pod.load.unanswered > 0 {
             Verdict::Drop("its probe is out")
         } else {
             Verdict::Keep

@@ -31,6 +31,10 @@ impl Picker for Best {
         let mut best = offers.iter().enumerate().filter(|(_, offer)| is_best(offer));
         best.nth(nth).map_or(0, |(position, _)| position)
     }
+
+    fn takes_best(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

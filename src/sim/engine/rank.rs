@@ -122,6 +122,11 @@ impl Engine {
         self.step_ends
     }
 
+    /// Lets the step under way end no earlier than `ends`: ranks of a data-parallel group wait for the slowest of them.
+    pub fn hold_until(&mut self, ends: Mono) {
+        self.step_ends = self.step_ends.map(|own| own.max(ends));
+    }
+
     /// Takes a job out, wherever it is, and frees its blocks. False if it is not here.
     pub fn abort(&mut self, id: u64) -> bool {
         if let Some(at) = self.running.iter().position(|sequence| sequence.job.id == id) {
@@ -374,6 +379,23 @@ mod tests {
         assert_eq!(engine.stats().steps, 3 + 2);
         assert!(events[0].0 > Mono(3 * 6_000));
         assert_eq!(engine.stats().blocks_used, 0);
+    }
+
+    #[test]
+    fn a_step_that_is_held_ends_later_and_an_idle_engine_cannot_be_held() {
+        let mut engine = Engine::new(small(64, 8));
+        engine.hold_until(Mono(50_000));
+        assert_eq!(engine.due(), None);
+        engine.submit(job(1, &[1, 2, 3], 1)).unwrap();
+        let mut events = Vec::new();
+        let own = engine.step(Mono::ZERO, &mut events).unwrap();
+        engine.hold_until(Mono::ZERO);
+        assert_eq!(engine.due(), Some(own));
+        engine.hold_until(Mono(50_000));
+        assert_eq!(engine.step(own, &mut events), Some(Mono(50_000)));
+        assert!(events.is_empty());
+        engine.step(Mono(50_000), &mut events);
+        assert_eq!(events.len(), 2);
     }
 
     #[test]

@@ -38,6 +38,11 @@ pub fn tokenize(segment: &[u8], into: &mut Vec<u32>) {
     }
 }
 
+/// The token of four letters of the alphabet; a byte outside of it counts as the letter `a`.
+pub(super) fn of_four(text: [u8; 4]) -> u32 {
+    packed(text.iter().fold(0, |code, &byte| (code << 6) | u32::from(letter_of(byte).unwrap_or(0))), 4)
+}
+
 /// Appends the bytes of one token. Ids without a meaning append nothing.
 pub fn detokenize(token: u32, into: &mut Vec<u8>) {
     match u64::from(token) {

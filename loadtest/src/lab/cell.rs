@@ -1,0 +1,200 @@
+//! Cells: one workload on one fleet, as `conf/lab/*.yaml` lists them. Everything has a default but name and workload; unknown
+//! fields are refused. Defaults of the engine are Qwen3-32B on two H100.
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tidegate::sim::engine::{EngineSettings, StepCost};
+
+use super::inputs::Workload;
+
+/// A frozen list of cells.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Suite {
+    /// Name in reports.
+    #[serde(rename = "suite")]
+    pub(crate) name: String,
+    /// Policies that every report over it compares with, by name.
+    #[serde(default)]
+    pub(crate) baselines: Vec<String>,
+    /// Further policies, by name, each a profile: a grid of settings, say. They are run besides those that were asked for.
+    #[serde(default)]
+    pub(crate) policies: std::collections::BTreeMap<String, serde_json::Value>,
+    /// The cells.
+    #[serde(default)]
+    pub(crate) cells: Vec<Cell>,
+}
+
+/// One cell.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cell {
+    pub(crate) name: String,
+    pub(crate) workload: Workload,
+    #[serde(default)]
+    pub(crate) fleet: Fleet,
+    #[serde(default)]
+    pub(crate) gate: Gates,
+    /// What clients ask for.
+    #[serde(default)]
+    pub(crate) clients: Clients,
+    /// A pod that restarts, if any.
+    #[serde(default)]
+    pub(crate) restart: Option<Restart>,
+    /// The run is cut off after this much virtual time \[s\]; what has not ended then counts as unfinished.
+    #[serde(default = "horizon")]
+    pub(crate) horizon_s: f64,
+}
+
+const fn horizon() -> f64 {
+    50_000.0
+}
+
+/// The engines.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Fleet {
+    /// Endpoints.
+    pub(crate) pods: u32,
+    /// Data-parallel ranks behind each endpoint; all ranks of one step together.
+    pub(crate) ranks: u32,
+    /// KV capacity of a rank.
+    pub(crate) kv_tokens: u64,
+    /// Tokens per KV block.
+    pub(crate) block_tokens: u32,
+    /// Sequences that run at once.
+    pub(crate) sequences_max: u32,
+    /// Tokens computed per step.
+    pub(crate) step_tokens_max: u32,
+    /// Step time: `a` \[µs\].
+    pub(crate) base_us: f64,
+    /// `b` \[µs per prompt token\].
+    pub(crate) prefill_token_us: f64,
+    /// `c` \[µs per decoding sequence\].
+    pub(crate) decode_us: f64,
+    /// `d` \[µs per token of context\].
+    pub(crate) context_token_us: f64,
+    /// `e` \[µs per pair of new token and token before it\].
+    pub(crate) attention_us: f64,
+    /// Speed of the pods, in turn: `[1, 0.5]` makes every second one half as fast. Empty is 1 for all.
+    pub(crate) speeds: Vec<f64>,
+    /// Share of `kv_tokens` that the pods have, in turn. Empty is 1 for all.
+    pub(crate) kv_shares: Vec<f64>,
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self {
+            pods: 8,
+            ranks: 1,
+            kv_tokens: 307_328,
+            block_tokens: 16,
+            sequences_max: 256,
+            step_tokens_max: 8_192,
+            base_us: 16_000.0,
+            prefill_token_us: 44.0,
+            decode_us: 20.0,
+            context_token_us: 0.076,
+            attention_us: 0.002_1,
+            speeds: Vec::new(),
+            kv_shares: Vec::new(),
+        }
+    }
+}
+
+/// The gates.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Gates {
+    /// How many, sharing nothing; each request comes to any of them.
+    pub(crate) count: u32,
+    /// Time between scrapes of a pod \[ms\]; 0: never.
+    pub(crate) scrape_ms: u64,
+    /// Scrapes stop after so many of each pod; 0: never.
+    pub(crate) scrapes_max: u64,
+    /// A reading arrives this long after it was taken \[ms\].
+    pub(crate) scrape_delay_ms: u64,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        Self { count: 1, scrape_ms: 250, scrapes_max: 0, scrape_delay_ms: 0 }
+    }
+}
+
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Clients {
+    /// Share of requests that are streamed; of the others the gate sees nothing before the whole answer.
+    pub(crate) streamed: f64,
+    /// Share of requests whose answer tells its token counts (`usage`).
+    pub(crate) usage: f64,
+    /// Whether usage tells the cached tokens too.
+    pub(crate) cached_told: bool,
+    /// Share of sessions that go to pods without the gate, each request to any pod. They are not part of the results.
+    pub(crate) foreign: f64,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { streamed: 1.0, usage: 1.0, cached_told: true, foreign: 0.0 }
+    }
+}
+
+/// A pod that loses its cache and all it was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Restart {
+    /// Which, from 0.
+    pub(crate) pod: u32,
+    /// When \[s\].
+    pub(crate) at_s: f64,
+}
+
+impl Fleet {
+    /// Settings of the engines of endpoint `pod`.
+    pub(crate) fn engine(&self, pod: u32) -> EngineSettings {
+        let turn = |values: &[f64]| values.get(pod as usize % values.len().max(1)).copied().unwrap_or(1.0);
+        let tokens = self.kv_tokens as f64 * turn(&self.kv_shares);
+        EngineSettings {
+            block_tokens: self.block_tokens,
+            blocks: (tokens / f64::from(self.block_tokens.max(1))) as u32,
+            sequences_max: self.sequences_max,
+            step_tokens_max: self.step_tokens_max,
+            queue_max: None,
+            prefix_caching: true,
+            cost: StepCost {
+                base_us: self.base_us,
+                prefill_token_us: self.prefill_token_us,
+                decode_us: self.decode_us,
+                context_token_us: self.context_token_us,
+                attention_us: self.attention_us,
+                speed: turn(&self.speeds),
+            },
+        }
+    }
+
+    /// Seconds of a whole prefill on an idle pod of speed 1.
+    pub(crate) fn isolated_prefill_s(&self, prompt_tokens: u64) -> f64 {
+        let tokens = prompt_tokens as f64;
+        let steps = (tokens / f64::from(self.step_tokens_max.max(1))).ceil();
+        (self.base_us * steps + self.prefill_token_us * tokens + self.attention_us * tokens * tokens / 2.0) / 1e6
+    }
+}
+
+impl Suite {
+    /// Reads a file of cells.
+    pub(crate) fn read(path: &Path) -> io::Result<Self> {
+        let named = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
+        let suite: Self = serde_yaml::from_str(&text).map_err(|error| named(error.to_string()))?;
+        let mut names: Vec<&str> = suite.cells.iter().map(|cell| cell.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair.first() == pair.get(1)) {
+            return Err(named(format!("cell `{}` is listed twice; rename one", twice.concat())));
+        }
+        Ok(suite)
+    }
+}

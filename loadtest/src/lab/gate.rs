@@ -1,0 +1,312 @@
+//! One gate replica as the lab sees it: the real index, bookings, health and decision, called at the moments at which the data
+//! path (`proxy::plan`, `proxy::attempt`, `proxy::relay`) calls them, with virtual time.
+//!
+//! It gets what a gate gets: bodies, events, usage, scrapes. Token counts, hashes and the engines' state do not come here.
+//! All knowledge of the gate's interfaces is in this file.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidegate::api::{Anatomy, Api};
+use tidegate::base::{Mono, PodId, Rng, Tokens};
+use tidegate::pods::{
+    Attempt, Facts, Leave, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
+};
+use tidegate::prefix::{BLOCK_BYTES, Claim, Extension, Fingerprint, Hits, Index, Limits, Seed};
+use tidegate::scheduling::{Desk, Detail, Latency, Meter, Mode, Profile, Query, Request, place};
+use tidegate::sim::engine::Stats;
+
+use super::script::Class;
+
+/// The only model of the lab.
+const MODEL: &str = "lab";
+/// Bound of the prefix index \[bytes\]: large enough for the largest cell, so that only the pods' capacity evicts.
+const INDEX_BYTES_MAX: usize = 4 << 30;
+
+/// How often the step times that were learnt are published to the pods.
+const REFRESH_US: u64 = 1_000_000;
+
+/// What a gate knows of a request once its body is read.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    prompt: Arc<Fingerprint>,
+    is_stream: bool,
+    urgency: Option<f64>,
+}
+
+impl Asked {
+    /// Reads a chat body as the gate does. `None` if it is not one, which the lab's own bodies always are.
+    pub(crate) fn read(body: &[u8], class: Class, secret: u64) -> Option<Self> {
+        let anatomy = Anatomy::read(Api::Chat, body).ok()?;
+        let seed = Seed { model: MODEL, salt: anatomy.cache_salt.as_deref(), tenant: "", secret };
+        let urgency = match class {
+            Class::Interactive => Some(5.0),
+            Class::Standard => None,
+            Class::Batch => Some(1.0),
+        };
+        let prompt = Arc::new(Fingerprint::of(Api::Chat, &anatomy, &seed));
+        Some(Self { prompt, is_stream: anatomy.stream, urgency })
+    }
+}
+
+/// Where a request goes.
+pub(crate) struct Choice {
+    /// Position of the pod in the fleet.
+    pub(crate) at: usize,
+    leave: Leave,
+    prompt: Tokens,
+    /// Tokens of the prompt that the gate believes to be cached there.
+    pub(crate) hit: Tokens,
+    is_cold: bool,
+    marks: Option<Marks>,
+}
+
+/// What was booked for one attempt; what is not settled is given back when it is dropped.
+pub(crate) struct Trial {
+    index: Arc<Index>,
+    latency: Arc<Latency>,
+    pod: Arc<Pod>,
+    prompt: Arc<Fingerprint>,
+    meter: Meter,
+    health: Option<Attempt>,
+    booked: Reservation,
+    claim: Claim,
+    is_confirmed: bool,
+}
+
+/// What a pod tells of a request at its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    /// Tokens of the prompt.
+    pub(crate) prompt_tokens: u64,
+    /// Of these, cached; `None` if it does not tell.
+    pub(crate) cached_tokens: Option<u64>,
+    /// Tokens of the answer.
+    pub(crate) completion_tokens: u64,
+}
+
+impl Trial {
+    /// The first data came.
+    pub(crate) fn answered(&mut self, now: Mono) {
+        self.booked.first_token(now);
+        self.meter.first_token(now, &self.pod, 0);
+        if let Some(health) = &mut self.health {
+            health.answered(now);
+        }
+        self.index.confirm(&self.prompt, self.claim);
+        self.is_confirmed = true;
+    }
+
+    /// Events with one token each came.
+    pub(crate) fn tokens(&mut self, now: Mono, count: u64) {
+        self.booked.tokens(count);
+        self.meter.events(now, &self.pod, count);
+    }
+
+    /// It ended well; `told` is what usage said, `answer` gives the text that passed.
+    pub(crate) fn settled(mut self, now: Mono, told: Option<Told>, answer: impl FnOnce() -> Vec<u8>) {
+        if let Some(told) = told {
+            let cached = told.cached_tokens.map(Tokens);
+            self.index.learn(&self.prompt, self.claim, Tokens(told.prompt_tokens), cached);
+        }
+        self.latency.learn(&self.pod, &self.meter, MODEL, told.map(|told| Tokens(told.completion_tokens)));
+        if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt) {
+            let text = String::from_utf8_lossy(&answer()).into_owned();
+            let message = serde_json::json!({"role": "assistant", "content": text});
+            let body = serde_json::json!({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
+            extension.body(body.to_string().as_bytes());
+            if let Some(answered) = extension.close() {
+                let tokens = told.map(|told| Tokens(told.prompt_tokens + told.completion_tokens));
+                self.index.extend(&self.prompt, self.claim, &answered, tokens);
+            }
+        }
+        self.booked.served();
+        self.over(now, Outcome::Good);
+    }
+
+    /// Tells the pod's health how it went.
+    pub(crate) fn over(&mut self, now: Mono, outcome: Outcome) {
+        if let Some(health) = self.health.take() {
+            health.end(now, outcome);
+        }
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if !self.is_confirmed {
+            self.index.withdraw(&self.prompt, self.claim);
+        }
+    }
+}
+
+/// One gate.
+pub(crate) struct Replica {
+    table: Table,
+    index: Arc<Index>,
+    latency: Arc<Latency>,
+    refreshed: Mono,
+    profile: Arc<Profile>,
+    hits: Hits,
+    desk: Desk,
+    rng: Rng,
+    /// Whose turn it is, where pods are taken in turn.
+    turn: Option<usize>,
+}
+
+impl Replica {
+    /// A gate in front of `pods` endpoints with `ranks` each, that has scraped their facts.
+    pub(crate) fn new(profile: Arc<Profile>, pods: u32, ranks: u32, seed: u64) -> Self {
+        let table = Table::default();
+        let specs = (0..pods).flat_map(|pod| (0..ranks).map(move |rank| spec(pod, (ranks > 1).then_some(rank))));
+        table.set(specs.collect());
+        let limits = Limits { bytes_max: INDEX_BYTES_MAX, ..Limits::default() };
+        Self {
+            table,
+            index: Arc::new(Index::new(limits)),
+            latency: Arc::default(),
+            refreshed: Mono::ZERO,
+            profile,
+            hits: Hits::default(),
+            desk: Desk::default(),
+            rng: Rng::new(seed),
+            turn: None,
+        }
+    }
+
+    /// What a pod says of itself at its first scrape.
+    pub(crate) fn learn(&self, at: usize, capacity: u64, block_tokens: u32) {
+        let fleet = self.table.fleet();
+        let Some(pod) = fleet.pods.get(at) else { return };
+        let served = Served { name: MODEL.into(), parent: None, context_max: None, card: "{}".into() };
+        pod.learn(Facts {
+            served: Some(vec![served]),
+            block_tokens: Some(block_tokens),
+            capacity: Some(Tokens(capacity)),
+            ..Facts::default()
+        });
+        pod.tried();
+        self.table.refresh();
+        self.index.set_capacity(pod.id, Tokens(capacity), Tokens(block_tokens.into()));
+    }
+
+    /// Takes pods in turn instead of deciding: the baseline that no stateless plug-in can be.
+    pub(crate) fn rotate(&mut self) {
+        self.turn = Some(0);
+    }
+
+    /// Chooses a pod among those not tried.
+    pub(crate) fn choose(&mut self, now: Mono, asked: &Asked, tried: &[PodId]) -> Option<Choice> {
+        let fleet = self.table.fleet();
+        if now.0 >= self.refreshed.0 + REFRESH_US {
+            self.latency.refresh(&fleet);
+            self.refreshed = now;
+        }
+        self.index.lookup_into(&asked.prompt, &mut self.hits);
+        let (hits, prompt) = (&self.hits, self.hits.prompt_tokens);
+        let is_cold = hits.is_empty();
+        if let Some(turn) = &mut self.turn {
+            let pods = fleet.pods.len().max(1);
+            let at = (0..pods).map(|step| (*turn + step) % pods);
+            let at = at.into_iter().find(|at| fleet.pods.get(*at).is_some_and(|pod| !tried.contains(&pod.id)))?;
+            *turn = at + 1;
+            let hit = fleet.pods.get(at).map_or(Tokens(0), |pod| hits.depth(pod.id));
+            return Some(Choice { at, leave: Leave::Granted, prompt, hit, is_cold, marks: None });
+        }
+        let request = Request {
+            urgency: asked.urgency,
+            expected_tokens: self.latency.expected(MODEL),
+            is_stream: asked.is_stream,
+            head: asked.prompt.chains.first().and_then(|chain| chain.blocks.first().copied()),
+            excluded: tried,
+            ..Request::new(MODEL, prompt)
+        };
+        let marks = marks(&asked.prompt, prompt);
+        let query = Query { fleet: &fleet, request: &request, hits, marks: marks.as_ref(), rank: None, now };
+        let decision = place(&self.profile, &query, &mut self.rng, Detail::Off, &mut self.desk);
+        let chosen = decision.chosen?;
+        let at = fleet.pods.iter().position(|pod| pod.id == chosen)?;
+        let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
+        Some(Choice { at, leave, prompt, hit: hits.depth(chosen), is_cold, marks })
+    }
+
+    /// Books an attempt; `None` if the pod is out by now.
+    pub(crate) fn begin(&self, now: Mono, asked: &Asked, choice: &Choice) -> Option<Trial> {
+        let pod = self.pod(choice.at)?;
+        let health = Attempt::begin(&pod, now, choice.leave)?;
+        let work = Work {
+            is_stream: asked.is_stream,
+            is_cold: choice.is_cold,
+            marks: choice.marks.as_ref(),
+            ..Work::new(now, choice.prompt, choice.prompt.less(choice.hit))
+        };
+        self.index.set_pinned(pod.id, pod.load.now().generated_tokens);
+        Some(Trial {
+            index: Arc::clone(&self.index),
+            latency: Arc::clone(&self.latency),
+            prompt: Arc::clone(&asked.prompt),
+            meter: Meter::new(&pod, &work, true),
+            health: Some(health),
+            booked: Reservation::dispatch(Arc::clone(&pod), &work),
+            claim: self.index.claim(&asked.prompt, pod.id),
+            pod,
+            is_confirmed: false,
+        })
+    }
+
+    /// The id of the pod at a position.
+    pub(crate) fn id(&self, at: usize) -> Option<PodId> {
+        self.pod(at).map(|pod| pod.id)
+    }
+
+    /// Takes the gauges of a scrape, without delivering them yet.
+    pub(crate) fn scrape(&self, now: Mono, at: usize, stats: &Stats) -> Option<Reading> {
+        let pod = self.pod(at)?;
+        Some(Reading {
+            taken: now,
+            own: pod.load.now(),
+            running: Some(stats.running),
+            waiting: Some(stats.waiting),
+            kv_used: Some(stats.usage()),
+            prefix_queries: Some(stats.lookup_tokens),
+            prefix_hits: Some(stats.hit_tokens),
+            preemptions: Some(stats.preemptions),
+            generated: Some(stats.generated_tokens),
+        })
+    }
+
+    /// A reading arrives.
+    pub(crate) fn read(&self, at: usize, reading: Reading) {
+        if let Some(pod) = self.pod(at) {
+            pod.reached();
+            pod.read(reading);
+        }
+    }
+
+    /// A scrape finds a new process at a pod's address.
+    pub(crate) fn restarted(&self, now: Mono, at: usize) {
+        if let Some(pod) = self.pod(at) {
+            pod.restarted(now);
+            self.index.wipe(pod.id);
+        }
+    }
+
+    /// Requests in flight on all pods, by the gate's own books.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.table.fleet().pods.iter().map(|pod| pod.load.now().requests).sum()
+    }
+
+    fn pod(&self, at: usize) -> Option<Arc<Pod>> {
+        self.table.fleet().pods.get(at).cloned()
+    }
+}
+
+/// Marks of a prompt, to find what is pinned.
+fn marks(prompt: &Fingerprint, tokens: Tokens) -> Option<Marks> {
+    let [chain] = prompt.chains.as_slice() else { return None };
+    Some(Marks::of(&chain.blocks, tokens.0 as f64 * BLOCK_BYTES as f64 / chain.bytes.max(1) as f64))
+}
+
+fn spec(pod: u32, rank: Option<u32>) -> PodSpec {
+    let addr = std::net::SocketAddr::from(([10, 0, (pod >> 8) as u8, pod as u8], 8_000));
+    PodSpec { addr, authority: addr.to_string().into(), rank, role: Role::Both, labels: BTreeMap::new() }
+}

@@ -1,0 +1,227 @@
+//! What a request costs on a pod, to itself and to the others there, in seconds. The formula of the default scorer, and of the
+//! survey that spares it most pods of a large fleet.
+//!
+//! ```text
+//! J = w·(max(W, W_kv, opens) + p + loads) + x·d·p + σ·p + ō·s + x·ō·k·n·(c + d·L)
+//! p    = b·u + e·u·(m + u/2) + ⌈u/B⌉·a            own prefill: u uncached tokens behind m cached ones
+//! W_kv = max(0, K + L − m_pinned − C)/C · ō·s     wait for room in a full KV cache; 0 while the capacity is unknown
+//! s    = a + c·(n + k) + d·(A + k·L)              a decode step with this request's k answers in it
+//! σ    = 20·U/(1 − U)                             price of uncached prefill: U is the fleet's mean of min(1, K/C), at most 0.97
+//! ```
+//! `W` predicted seconds of prefill sent there and not done, `n` requests, `d` those decoding (those on other data-parallel
+//! ranks of the engine too, which step together), `A` their contexts added up, `K` the KV they occupy (shared prefixes once,
+//! tokens generated so far included), `C` the capacity, `a`…`e` the pod's step time, `ō` expected tokens of an answer, `L` the
+//! prompt. `w` is what a second before the first token is worth: it follows class and SLO. Every part is in seconds, so
+//! nothing has to be weighed against anything else per workload.
+use super::candidates::Candidates;
+use super::request::{Context, Request};
+use super::view::{PodView, Warm};
+use crate::base::{Mono, Tokens};
+use crate::pods::{Load, StepTime};
+
+/// Highest occupancy that the price of uncached prefill knows.
+const OCCUPANCY_MAX: f64 = 0.97;
+
+/// Constants of the formula that are not learnt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// `w` of requests that do not say.
+    pub urgency: f64,
+    /// `x`: what a second of another request is worth.
+    pub others: f64,
+    /// The 20 in `σ`.
+    pub cache_price: f64,
+    /// `ō` where nothing is known of the model's answers \[tokens\].
+    pub output_tokens: f64,
+    /// Seconds to load an adapter that is not on the pod.
+    pub adapter_s: f64,
+    /// Seconds to compile a grammar that is not on the pod.
+    pub grammar_s: f64,
+    /// Seconds to encode one image or clip that is not cached.
+    pub media_s: f64,
+}
+
+/// What of a request goes into the formula, the same for all pods.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    prompt: Tokens,
+    tokens: f64,
+    urgency: f64,
+    others: f64,
+    /// `σ`.
+    price: f64,
+    /// `ō`.
+    output: f64,
+    /// `k`.
+    answers: f64,
+    adapter_s: f64,
+    grammar_s: f64,
+    /// Seconds of encoding per uncached prompt token.
+    media_s: f64,
+}
+
+/// What of a pod goes into the formula.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    step: StepTime,
+    hit: Tokens,
+    /// `max(W, opens)`.
+    wait: f64,
+    requests: f64,
+    decoding: f64,
+    context: f64,
+    /// `K − m_pinned`.
+    occupied: f64,
+    /// `C`; infinite while unknown.
+    capacity: f64,
+    loads: f64,
+}
+
+/// The parts of a cost, all in seconds; they add up to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Terms {
+    /// Before its prefill begins: queue, room in the KV cache, or a pod that asked to be spared; times `w`.
+    pub wait: f64,
+    /// Its own prefill, times `w`.
+    pub prefill: f64,
+    /// Loading an adapter, compiling a grammar, encoding media; times `w`.
+    pub loads: f64,
+    /// Its prefill delays those decoding there.
+    pub stall: f64,
+    /// Its prefill takes capacity that hits would spare.
+    pub price: f64,
+    /// Its own decoding.
+    pub decode: f64,
+    /// Its decoding slows the others.
+    pub slow: f64,
+}
+
+impl Terms {
+    /// Names and values, in order.
+    pub const fn named(&self) -> [(&'static str, f64); 7] {
+        [
+            ("wait", self.wait),
+            ("prefill", self.prefill),
+            ("loads", self.loads),
+            ("stall", self.stall),
+            ("price", self.price),
+            ("decode", self.decode),
+            ("slow", self.slow),
+        ]
+    }
+
+    /// The cost \[seconds\].
+    pub const fn sum(&self) -> f64 {
+        self.wait + self.prefill + self.loads + self.stall + self.price + self.decode + self.slow
+    }
+}
+
+impl Ask {
+    /// What the formula needs of a request, in a fleet whose KV cache is pinned to `kv_share` (0 to 1).
+    pub fn of(request: &Request<'_>, rates: &Rates, kv_share: f64) -> Self {
+        let tokens = request.prompt_tokens.0 as f64;
+        Self {
+            prompt: request.prompt_tokens,
+            tokens,
+            urgency: request.urgency.unwrap_or(rates.urgency),
+            others: rates.others,
+            price: Self::price(rates, kv_share),
+            output: request.output(rates.output_tokens),
+            answers: f64::from(request.answers.max(1)),
+            adapter_s: rates.adapter_s,
+            grammar_s: rates.grammar_s,
+            media_s: rates.media_s * f64::from(request.media) / tokens.max(1.0),
+        }
+    }
+
+    /// The parts of the cost on a pod at `now`.
+    pub fn terms(&self, pod: &PodView, now: Mono) -> Terms {
+        self.on(&self.place(pod, now))
+    }
+
+    /// The cost on a pod at `now` \[seconds\].
+    pub fn cost(&self, pod: &PodView, now: Mono) -> f64 {
+        self.on(&self.place(pod, now)).sum()
+    }
+
+    /// Cost and own prefill on a pod of which only the counters are looked at: a calm pod without other ranks, with everything
+    /// loaded. The price is left out.
+    pub(super) fn rough(&self, load: &Load, hit: Tokens, now: Mono) -> (f64, f64) {
+        let seen = load.at(now);
+        let (foreign, foreign_tokens) = load.others(now);
+        let place = Place {
+            step: load.step.get(),
+            hit: hit.min(self.prompt),
+            wait: seen.wait_s,
+            requests: f64::from(seen.requests) + foreign,
+            decoding: f64::from(seen.decoding()) + foreign,
+            context: seen.context_tokens.0 as f64 + foreign_tokens,
+            occupied: seen.pinned_tokens.0 as f64 + foreign_tokens,
+            capacity: load.capacity().map_or(f64::INFINITY, |tokens| tokens.0 as f64),
+            loads: 0.0,
+        };
+        let prefill = place.step.prefill(self.prompt.less(place.hit).0, place.hit.0);
+        let terms = self.on(&place);
+        (terms.sum() - terms.price, prefill)
+    }
+
+    /// What a second of own prefill costs on top, in a fleet whose KV cache is pinned to `kv_share`.
+    pub(super) fn price(rates: &Rates, kv_share: f64) -> f64 {
+        let occupancy = kv_share.clamp(0.0, OCCUPANCY_MAX);
+        rates.cache_price * occupancy / (1.0 - occupancy)
+    }
+
+    fn place(&self, pod: &PodView, now: Mono) -> Place {
+        let foreign = pod.foreign();
+        let foreign_tokens = pod.foreign_tokens();
+        let opens = pod.busy_until.map_or(0.0, |until| until.since(now).as_secs_f64());
+        let cold = |warm: Warm, takes: f64| if warm == Warm::No { takes } else { 0.0 };
+        Place {
+            step: pod.step,
+            hit: pod.hit.min(self.prompt),
+            wait: pod.load.wait_s.max(opens),
+            requests: f64::from(pod.load.requests) + foreign,
+            decoding: f64::from(pod.load.decoding() + pod.peers_decoding) + foreign,
+            context: pod.load.context_tokens.0 as f64 + foreign_tokens,
+            occupied: pod.load.pinned_tokens.0 as f64 + foreign_tokens - pod.pinned.0 as f64,
+            capacity: pod.capacity.map_or(f64::INFINITY, |tokens| tokens.0.max(1) as f64),
+            loads: cold(pod.adapter, self.adapter_s) + cold(pod.grammar, self.grammar_s),
+        }
+    }
+
+    fn on(&self, place: &Place) -> Terms {
+        let step = &place.step;
+        let uncached = self.prompt.less(place.hit);
+        let prefill = step.prefill(uncached.0, place.hit.0);
+        let sequences = place.requests + self.answers;
+        let own_step = step.decode(sequences, place.context + self.answers * self.tokens);
+        let decode = self.output * own_step;
+        let lacking = place.occupied + self.tokens - place.capacity;
+        let room = if lacking > 0.0 { lacking / place.capacity * decode } else { 0.0 };
+        let media = self.media_s * uncached.0 as f64;
+        let slow = self.others * self.output * self.answers * place.requests * (step.c + step.d * self.tokens);
+        Terms {
+            wait: self.urgency * place.wait.max(room),
+            prefill: self.urgency * prefill,
+            loads: self.urgency * (place.loads + media),
+            stall: self.others * place.decoding * prefill,
+            price: self.price * prefill,
+            decode,
+            slow,
+        }
+    }
+}
+
+/// `U`: as the context says, else the mean over the candidates whose capacity is known; 0 if none is.
+pub fn kv_share(cx: &Context<'_>, pods: &Candidates<'_>) -> f64 {
+    cx.kv_share.unwrap_or_else(|| {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for pod in pods.iter() {
+            if let Some(capacity) = pod.capacity.filter(|tokens| tokens.0 > 0) {
+                sum += (pod.occupied() / capacity.0 as f64).min(1.0);
+                count += 1.0;
+            }
+        }
+        if count > 0.0 { sum / count } else { 0.0 }
+    })
+}

@@ -1,0 +1,233 @@
+//! The default: what this request costs on a pod, to itself and to the others there, in seconds.
+//!
+//! Formula: `w·(max(W, W_kv, opens) + p + loads) + x·d·p + σ·p + ō·s + x·ō·k·n·(c + d·L)`, all of it in `scheduling::marginal`.
+//!   One unit, so one policy for prefill-bound, decode-bound and cache-bound loads: affinity holds as long as a hit is worth
+//!   the wait, and harder the fuller the fleet's KV is, because then a hit is capacity.
+//! Reads: `load`, `pinned`, `peers_decoding`, `adapter`, `grammar` (own bookings, current), `step` (latency model, prior until
+//!   learnt), `hit` (own prefix index), `capacity` (scrape, fixed), `busy_until`, `foreign` (scrapes, less with age), the
+//!   fleet's `kv_share`; of the request its prompt, expected and most tokens, answers, media and urgency.
+//! Range: 0 and up \[seconds\].
+//! Unknown: without a reading the load of others counts as none; without a capacity there is no wait for KV room; without a
+//!   sample the step time is the prior, whose ratios hold for most models: twice or half changes few choices.
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::scheduling::marginal::{Ask, Rates, kv_share};
+use crate::scheduling::{Candidates, Context, Range, Scorer};
+
+/// Settings of `marginal-cost`. The defaults are meant to stay.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How much a second counts in the total.
+    pub weight: f64,
+    /// Worth of a second before the first token against one after it, for requests whose class does not say: 5 for a tight
+    /// time to first token, 1 for throughput.
+    pub urgency: f64,
+    /// Worth of a second of the other requests on a pod against one of this request.
+    pub others: f64,
+    /// Price of uncached prefill while KV is scarce: this times `U/(1 - U)` for the occupied share `U` of the fleet's KV.
+    pub cache_price: f64,
+    /// Length of an answer where nothing is known of the model's answers \[tokens\].
+    pub output_tokens: f64,
+    /// Time to load an adapter to which this gate sent nothing on the pod lately \[seconds\].
+    pub adapter_load_s: f64,
+    /// Time to compile a grammar that was not used on the pod lately \[seconds\].
+    pub grammar_compile_s: f64,
+    /// Time to encode one image or clip that is not in the pod's cache \[seconds\].
+    pub media_encode_s: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            weight: 1.0,
+            urgency: 3.0,
+            others: 1.0,
+            cache_price: 20.0,
+            output_tokens: 300.0,
+            adapter_load_s: 0.3,
+            grammar_compile_s: 0.1,
+            media_encode_s: 0.05,
+        }
+    }
+}
+
+impl Settings {
+    /// The constants of the formula. What is not a number from 0 up counts as 0.
+    fn rates(&self) -> Rates {
+        let sane = |value: f64| if value.is_finite() { value.max(0.0) } else { 0.0 };
+        Rates {
+            urgency: sane(self.urgency),
+            others: sane(self.others),
+            cache_price: sane(self.cache_price),
+            output_tokens: sane(self.output_tokens),
+            adapter_s: sane(self.adapter_load_s),
+            grammar_s: sane(self.grammar_compile_s),
+            media_s: sane(self.media_encode_s),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MarginalCost(Rates);
+
+/// Makes the scorer.
+pub fn build(settings: &Settings) -> Box<dyn Scorer> {
+    Box::new(MarginalCost(settings.rates()))
+}
+
+impl Scorer for MarginalCost {
+    fn range(&self) -> Range {
+        Range { low: 0.0, high: f64::INFINITY, unit: "seconds" }
+    }
+
+    fn cost(&self, cx: &Context<'_>, pods: &Candidates<'_>, costs: &mut [Option<f64>]) {
+        let ask = Ask::of(cx.request, &self.0, kv_share(cx, pods));
+        for (pod, cost) in pods.iter().zip(costs) {
+            *cost = Some(ask.cost(pod, cx.now));
+        }
+    }
+
+    fn terms(&self, cx: &Context<'_>, pods: &Candidates<'_>, tell: &mut dyn FnMut(usize, &'static str, f64)) {
+        let ask = Ask::of(cx.request, &self.0, kv_share(cx, pods));
+        for (position, pod) in pods.iter().enumerate() {
+            for (name, value) in ask.terms(pod, cx.now).named() {
+                tell(position, name, value);
+            }
+        }
+    }
+
+    fn marginal(&self) -> Option<&Rates> {
+        Some(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(clippy::large_types_passed_by_value, reason = "struct update reads best by value")]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::{Mono, Tokens};
+    use crate::scheduling::testing::{NOW, context, costs, loaded, read};
+    use crate::scheduling::{PodView, Request, Warm};
+
+    fn cost_of(request: &Request<'_>, pod: PodView) -> f64 {
+        costs(&*build(&Settings::default()), request, &[pod])[0].unwrap()
+    }
+
+    /// A pod with a queue, as the gate books it: tokens and the time they take.
+    fn queued(id: u32, requests: u32, tokens: u64) -> PodView {
+        let mut pod = loaded(id, requests, 0, tokens);
+        pod.load.wait_s = pod.step.prefill(tokens, 0);
+        pod
+    }
+
+    #[test]
+    fn an_idle_warm_pod_beats_an_idle_cold_one_and_loses_when_it_is_swamped() {
+        let request = Request::new("m", Tokens(8000));
+        let warm = |requests, tokens| PodView { hit: Tokens(7800), ..queued(0, requests, tokens) };
+        let cold = cost_of(&request, queued(1, 0, 0));
+        assert!(cost_of(&request, warm(0, 0)) < cold);
+        assert!(cost_of(&request, warm(4, 2000)) < cold, "some load is worth the hit");
+        assert!(cost_of(&request, warm(2, 20_000)) > cold, "a long queue is not");
+    }
+
+    #[test]
+    fn without_output_only_the_prefill_counts() {
+        let request = Request { generates: false, urgency: Some(2.0), ..Request::new("m", Tokens(1000)) };
+        let (pod, step) = (queued(0, 0, 500), crate::pods::StepTime::PRIOR);
+        let expected = 2.0 * (step.prefill(1000, 0) + step.prefill(500, 0));
+        assert!((cost_of(&request, pod) - expected).abs() < 1e-12);
+        let short = Request { max_tokens: Some(Tokens(1)), ..Request::new("m", Tokens(100)) };
+        assert!(cost_of(&short, pod) < cost_of(&Request::new("m", Tokens(100)), pod));
+    }
+
+    #[test]
+    fn a_full_cache_costs_a_wait_unless_the_prompt_is_pinned_there_already() {
+        let request = Request::new("m", Tokens(10_000));
+        let mut full = loaded(0, 4, 0, 0);
+        (full.capacity, full.load.context_tokens, full.load.pinned_tokens) =
+            (Some(Tokens(100_000)), Tokens(95_000), Tokens(95_000));
+        let mut roomy = full;
+        roomy.capacity = Some(Tokens(1_000_000));
+        let own = PodView { pinned: Tokens(9_000), ..full };
+        let cx = |pod: PodView| {
+            let pods = [pod];
+            let cx = Context { kv_share: Some(0.5), ..context(&request, &pods) };
+            let mut out = [None];
+            build(&Settings::default()).cost(&cx, &Candidates::new(&pods, &[0]), &mut out);
+            out[0].unwrap()
+        };
+        assert!(cx(full) > cx(roomy) && cx(own).to_bits() == cx(roomy).to_bits());
+        assert_eq!(cx(PodView { capacity: None, ..full }).to_bits(), cx(roomy).to_bits());
+    }
+
+    #[test]
+    fn what_has_to_be_loaded_and_who_shares_the_engine_cost() {
+        let request = Request { media: 2, ..Request::new("m", Tokens(1000)) };
+        let base = cost_of(&request, loaded(0, 1, 0, 0));
+        for worse in [
+            PodView { adapter: Warm::No, ..loaded(0, 1, 0, 0) },
+            PodView { grammar: Warm::No, ..loaded(0, 1, 0, 0) },
+            PodView { peers_decoding: 3, ..loaded(0, 1, 0, 0) },
+            PodView { busy_until: Some(Mono(NOW.0 + 1_000_000)), ..loaded(0, 1, 0, 0) },
+        ] {
+            assert!(cost_of(&request, worse) > base);
+        }
+        assert!(cost_of(&Request { media: 0, ..request }, loaded(0, 1, 0, 0)) < base);
+        assert!(cost_of(&Request { answers: 4, ..request }, loaded(0, 1, 0, 0)) > base);
+    }
+
+    #[test]
+    fn requests_of_others_count_like_ours_and_less_with_age() {
+        let request = Request::new("m", Tokens(100));
+        let foreign = |running, age_ms| {
+            let mut pod = read(loaded(0, 2, 0, 0), None, age_ms);
+            let reading = pod.reading.as_mut().unwrap();
+            (reading.running, reading.own.requests) = (Some(running), 2);
+            cost_of(&request, pod)
+        };
+        let own = |requests| cost_of(&request, loaded(0, requests, 0, 0));
+        assert_eq!(foreign(10, 0).to_bits(), own(10).to_bits());
+        assert_eq!(foreign(10, 2_500).to_bits(), own(6).to_bits());
+        assert_eq!(foreign(10, 5_000).to_bits(), own(2).to_bits());
+    }
+
+    #[test]
+    fn the_terms_add_up_to_the_cost() {
+        let request = Request::new("m", Tokens(5000));
+        let pods = [queued(0, 7, 900), PodView { adapter: Warm::No, hit: Tokens(300), ..queued(1, 3, 0) }];
+        let (cx, mut sums) = (context(&request, &pods), [0.0; 2]);
+        let scorer = build(&Settings::default());
+        scorer.terms(&cx, &Candidates::new(&pods, &[0, 1]), &mut |pod, _, value| sums[pod] += value);
+        for (sum, cost) in sums.iter().zip(costs(&*scorer, &request, &pods)) {
+            assert!((sum - cost.unwrap()).abs() < 1e-9);
+        }
+    }
+
+    proptest! {
+        /// More to prefill, a longer queue, more requests, more context, less room: never cheaper.
+        #[test]
+        fn monotone(prompt in 0_u64..200_000, hit in 0_u64..200_000, requests in 0_u32..300, wait in 0_u32..60_000,
+                    held in 0_u64..2_000_000, capacity in 1_u64..3_000_000, more in 1_u64..5000) {
+            let request = Request::new("m", Tokens(prompt));
+            let mut pod = PodView { hit: Tokens(hit), capacity: Some(Tokens(capacity)), ..loaded(0, requests, 0, 0) };
+            pod.load.wait_s = f64::from(wait) / 1000.0;
+            (pod.load.context_tokens, pod.load.pinned_tokens) = (Tokens(held), Tokens(held));
+            let base = cost_of(&request, pod);
+            let mut changed = [pod; 6];
+            changed[0].hit = Tokens(hit.saturating_sub(more));
+            changed[1].load.wait_s += more as f64 / 1000.0;
+            changed[2].load.requests += 1;
+            changed[3].load.context_tokens += Tokens(more);
+            changed[4].load.pinned_tokens += Tokens(more);
+            changed[5].peers_decoding += 1;
+            for worse in changed {
+                prop_assert!(cost_of(&request, worse) >= base * (1.0 - 1e-12));
+            }
+        }
+    }
+}
