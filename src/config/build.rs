@@ -117,14 +117,18 @@ impl Config {
 
     /// Keys that differ in `new` and take effect only after a restart. All others are taken when the file is read again.
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
-        let observe = &self.observe;
+        let (prefix, observe) = (&self.prefix, &self.observe);
         let keys = [
             ("listen.addr", self.listen.addr == new.listen.addr),
             ("listen.h2c_addr", self.listen.h2c_addr == new.listen.h2c_addr),
             ("listen.threads", self.listen.threads == new.listen.threads),
             ("admin.addr", self.admin.addr == new.admin.addr),
             ("admin.changes_from", self.admin.changes_from == new.admin.changes_from),
-            ("prefix", self.prefix == new.prefix),
+            ("prefix.index_bytes_max", prefix.index_bytes_max == new.prefix.index_bytes_max),
+            ("prefix.pod_tokens_default", prefix.pod_tokens_default == new.prefix.pod_tokens_default),
+            ("prefix.tenant_share", prefix.tenant_share.to_bits() == new.prefix.tenant_share.to_bits()),
+            ("prefix.snapshot_file", prefix.snapshot_file == new.prefix.snapshot_file),
+            ("prefix.secret_file", prefix.secret_file == new.prefix.secret_file),
             ("observe.access_log", self.access_log == new.access_log),
             ("observe.decisions_max", observe.decisions_max == new.observe.decisions_max),
             ("observe.log", observe.log == new.observe.log),

@@ -36,7 +36,7 @@ fn is_root(path: &str) -> bool {
         [member, "tests", _] | [member, "tests", _, "main.rs"] => *member != "src",
         _ => false,
     };
-    is_crate_root || is_test || folder.ends_with("src/bin") || folder == "examples" || folder == "benches"
+    is_crate_root || is_test || folder.ends_with("src/bin") || folder == "examples" || folder.ends_with("benches")
 }
 
 /// Files that a file declares as modules or includes.
