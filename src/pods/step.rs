@@ -66,6 +66,7 @@ pub struct StepCell([AtomicU32; 5]);
 impl StepCell {
     /// The constants now.
     #[inline]
+    #[expect(clippy::many_single_char_names, reason = "the names of the formula")]
     pub fn get(&self) -> StepTime {
         let [a, b, c, d, e] = &self.0;
         let value = |cell: &AtomicU32| f64::from(f32::from_bits(cell.load(Relaxed)));
