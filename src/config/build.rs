@@ -323,7 +323,13 @@ observe:
         new.prefix.index_bytes_max += 1;
         new.prefix.pod_tokens_default += 1;
         new.observe.log = observe::LogLevel::Debug;
-        let expected = ["listen.threads", "admin.changes_from", "prefix", "observe.log"];
+        let expected = [
+            "listen.threads",
+            "admin.changes_from",
+            "prefix.index_bytes_max",
+            "prefix.pod_tokens_default",
+            "observe.log",
+        ];
         assert_eq!(old.needs_restart(&new), expected);
     }
 }

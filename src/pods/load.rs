@@ -195,7 +195,7 @@ impl Load {
         if requests == 0 && tokens == 0 {
             return (0.0, 0.0);
         }
-        let worth = super::reading::worth(now.since(Mono(self.others.taken.load(Relaxed))));
+        let worth = super::reading::worth(now, Mono(self.others.taken.load(Relaxed)));
         (f64::from(requests) * worth, tokens as f64 * worth)
     }
 

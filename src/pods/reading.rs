@@ -2,8 +2,6 @@
 //!
 //! A reading has the time it was taken; who uses it decides how much an old one is worth. Nothing here is needed to
 //! dispatch: the gate's own bookings ([`super::Load`]) are.
-use std::time::Duration;
-
 use super::load::LoadNow;
 use crate::base::{ModelName, Mono, Tokens};
 
@@ -71,16 +69,17 @@ pub struct Reading {
 }
 
 /// Age at which a reading says nothing any more about the requests of others: half of them have ended long before.
-const FOREIGN_AGE_MAX: Duration = Duration::from_secs(5);
+const FOREIGN_AGE_US_MAX: f64 = 5e6;
 
-/// What a reading of this age is worth as to the load of others: 1 when just taken, linearly less, 0 from 5 s on.
-pub fn worth(age: Duration) -> f64 {
-    (1.0 - age.as_secs_f64() / FOREIGN_AGE_MAX.as_secs_f64()).max(0.0)
+/// What a reading is worth at `now` as to the load of others: 1 when just taken, linearly less, 0 from 5 s on.
+#[inline]
+pub fn worth(now: Mono, taken: Mono) -> f64 {
+    (1.0 - now.0.saturating_sub(taken.0) as f64 * (1.0 / FOREIGN_AGE_US_MAX)).max(0.0)
 }
 
 impl Reading {
     /// How old the reading is.
-    pub const fn age(&self, now: Mono) -> Duration {
+    pub const fn age(&self, now: Mono) -> std::time::Duration {
         now.since(self.taken)
     }
 

@@ -77,6 +77,17 @@ struct Place {
     loads: f64,
 }
 
+/// The cost of a cold prompt as a line through a pod's load.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Line {
+    step: StepTime,
+    prefill: f64,
+    base: f64,
+    request: f64,
+    decoding: f64,
+    context: f64,
+}
+
 /// The parts of a cost, all in seconds; they add up to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Terms {
@@ -146,23 +157,59 @@ impl Ask {
     }
 
     /// Cost and own prefill on a pod of which only the counters are looked at: a calm pod without other ranks, with everything
-    /// loaded. The price is left out.
+    /// loaded. The price is left out. `line` is kept from pod to pod: most of a fleet has one step time, and nothing of the
+    /// prompt, and then the cost is a sum of four products.
     #[inline]
-    pub(super) fn rough(&self, seen: &Glance, hit: Tokens) -> (f64, f64) {
+    pub(super) fn rough(&self, seen: &Glance, hit: Tokens, line: &mut Line) -> (f64, f64) {
         let (foreign, foreign_tokens) = seen.others;
+        let (requests, decoding) = (seen.requests + foreign, seen.decoding + foreign);
+        let context = seen.context_tokens + foreign_tokens;
+        let occupied = seen.pinned_tokens + foreign_tokens;
+        if hit.0 == 0 && occupied + self.tokens <= seen.capacity {
+            if line.step != seen.step {
+                *line = self.line(seen.step);
+            }
+            let load = line.request * requests + line.decoding * decoding + line.context * context;
+            return (line.base + self.urgency * seen.wait_s + load, line.prefill);
+        }
         let place = Place {
             step: seen.step,
             hit: hit.min(self.prompt),
             wait: seen.wait_s,
-            requests: seen.requests + foreign,
-            decoding: seen.decoding + foreign,
-            context: seen.context_tokens + foreign_tokens,
-            occupied: seen.pinned_tokens + foreign_tokens,
+            requests,
+            decoding,
+            context,
+            occupied,
             capacity: seen.capacity,
             loads: 0.0,
         };
         let (terms, prefill) = self.on(&place);
         (terms.sum() - terms.price, prefill)
+    }
+
+    /// The cost on pods of this step time that hold nothing of the prompt and have room for it, as a line through their load.
+    pub(super) fn line(&self, step: StepTime) -> Line {
+        let idle = Place {
+            step,
+            hit: Tokens(0),
+            wait: 0.0,
+            requests: 0.0,
+            decoding: 0.0,
+            context: 0.0,
+            occupied: 0.0,
+            capacity: f64::INFINITY,
+            loads: 0.0,
+        };
+        let (terms, prefill) = self.on(&idle);
+        let slow = self.others * self.output * self.answers * (step.c + step.d * self.tokens);
+        Line {
+            step,
+            prefill,
+            base: terms.sum() - terms.price,
+            request: self.output * step.c + slow,
+            decoding: self.others * prefill,
+            context: self.output * step.d,
+        }
     }
 
     /// What a second of own prefill costs on top, in a fleet whose KV cache is pinned to `kv_share`.
@@ -219,10 +266,13 @@ impl Ask {
 /// `U`: as the context says, else the mean over the candidates whose capacity is known; 0 if none is.
 pub fn kv_share(cx: &Context<'_>, pods: &Candidates<'_>) -> f64 {
     cx.kv_share.unwrap_or_else(|| {
-        let (mut sum, mut count) = (0.0, 0.0);
+        let (mut sum, mut count, mut inverse) = (0.0, 0.0, (0, 0.0));
         for pod in pods.iter() {
             if let Some(capacity) = pod.capacity.filter(|tokens| tokens.0 > 0) {
-                sum += (pod.occupied() / capacity.0 as f64).min(1.0);
+                if inverse.0 != capacity.0 {
+                    inverse = (capacity.0, 1.0 / capacity.0 as f64);
+                }
+                sum += (pod.occupied() * inverse.1).min(1.0);
                 count += 1.0;
             }
         }

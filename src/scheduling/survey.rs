@@ -11,7 +11,7 @@ use super::profile::Profile;
 use super::request::{Context, LeftOut, Request, Step};
 use super::view::{Belief, PodView};
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::pods::{Fleet, Marks, Pod, Role};
+use crate::pods::{Fleet, Marks, Pod, Role, StepTime};
 use crate::prefix::Hits;
 
 /// Fleets up to this size are looked at whole.
@@ -132,6 +132,8 @@ impl Desk {
         let ask = Ask::of(query.request, rates, 0.0);
         self.rough.clear();
         let (mut pinned, mut known, mut requests) = (0.0, 0.0, 0.0);
+        let mut line = ask.line(StepTime::PRIOR);
+        let mut inverse = (f64::INFINITY, 0.0);
         let holds = !(query.request.skips_cache || query.hits.is_empty());
         for nth in 0..count {
             let position = positions.map_or(Some(nth), |positions| positions.get(nth).copied()).unwrap_or(usize::MAX);
@@ -140,16 +142,21 @@ impl Desk {
                 continue;
             }
             let is_closer = !lane.load.is_clear() || Some(lane.id) == query.request.pinned;
-            let pod = query.fleet.pods.get(position).filter(|_| is_closer);
-            if let Some(pod) = pod.filter(|pod| !pod.is_calm(query.now) || Some(pod.id) == query.request.pinned) {
+            if is_closer
+                && let Some(pod) = query.fleet.pods.get(position)
+                && (!pod.is_calm(query.now) || Some(pod.id) == query.request.pinned)
+            {
                 self.views.push(view(pod, query));
                 continue;
             }
             let hit = if holds { query.hits.depth(lane.id) } else { Tokens(0) };
             let seen = lane.load.glance(query.now);
-            let (cost, prefill) = ask.rough(&seen, hit);
+            let (cost, prefill) = ask.rough(&seen, hit, &mut line);
             if seen.capacity.is_finite() {
-                pinned += (seen.pinned_tokens / seen.capacity).min(1.0);
+                if inverse.0.to_bits() != seen.capacity.to_bits() {
+                    inverse = (seen.capacity, 1.0 / seen.capacity);
+                }
+                pinned += (seen.pinned_tokens * inverse.1).min(1.0);
                 known += 1.0;
             }
             requests += seen.requests;
