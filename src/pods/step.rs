@@ -66,7 +66,6 @@ pub struct StepCell([AtomicU32; 5]);
 impl StepCell {
     /// The constants now.
     #[inline]
-    #[expect(clippy::many_single_char_names, reason = "the names of the formula")]
     pub fn get(&self) -> StepTime {
         let value = |index: usize| self.0.get(index).map_or(0.0, |cell| f64::from(f32::from_bits(cell.load(Relaxed))));
         StepTime { a: value(0), b: value(1), c: value(2), d: value(3), e: value(4) }
