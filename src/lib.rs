@@ -39,7 +39,7 @@
 //!   proxy::intake    balanced -> read_body -> facts                      Anatomy::read, model(), strip_dangerous, Fingerprint::of,
 //!                                                                        splice; then Guards::admit, Guards::poisoned
 //! proxy::attempt   Exchange::attempts                                 until an answer is committed or the rules end it:
-//!   proxy::plan      choose -> plan                                      Index::lookup, PodView::of, scheduling::decide | safe_mode
+//!   proxy::plan      choose -> plan                                      Index::lookup_into, scheduling::place | safe_mode
 //!   proxy::attempt   Trial::begin -> attempt -> ask                      books load, health and prefix claim; headers::to_pod
 //!   proxy::upstream  checkout | connect, send, head, body                own HTTP/1.1 client, pool per worker
 //!   proxy::relay     relay -> stream | plain                             holds all until the first data, then commit()

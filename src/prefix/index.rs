@@ -359,6 +359,15 @@ impl Inner {
 
 #[cfg(test)]
 impl Index {
+    /// Blocks of a prompt that a pod is thought to hold, whatever their length in tokens.
+    pub(super) fn held_blocks(&self, prompt: &Fingerprint, pod: PodId) -> u32 {
+        let (inner, mut path) = (self.inner.read(), Vec::new());
+        prompt.chains.iter().fold(0, |sum, chain| {
+            inner.tree.path(&chain.blocks, &mut path);
+            sum + inner.tree.place(&path, pod).held.depth
+        })
+    }
+
     /// Checks every invariant of the tree inside.
     pub(super) fn assert_sound(&self) {
         self.inner.read().tree.assert_sound();

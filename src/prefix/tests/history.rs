@@ -209,7 +209,8 @@ proptest! {
                 for (_, path) in &sent {
                     let most = sent.iter().filter(|(other, _)| *other == pod);
                     let most = most.map(|(_, other)| other.iter().zip(path).take_while(|(a, b)| a == b).count()).max();
-                    prop_assert!(depth(&index, path, pod) <= most.unwrap_or(0), "no pod holds what it was never sent");
+                    let held = index.held_blocks(&prompt(path), PodId(pod)) as usize;
+                    prop_assert!(held <= most.unwrap_or(0), "no pod holds what it was never sent");
                 }
             }
         }
