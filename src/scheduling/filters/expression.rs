@@ -75,6 +75,9 @@ mod tests {
             judged(&*build(&settings), &Request::new("m", Tokens(1)), &pods)
         };
         assert_eq!((kept("requests < 3.0", true), kept("requests > 9.0", true)), (vec![true, false], vec![true, true]));
-        assert_eq!((kept("requests > 9.0", false), kept("kv_used < 0.5", false)), (vec![false, false], vec![true, true]));
+        assert_eq!(
+            (kept("requests > 9.0", false), kept("kv_used < 0.5", false)),
+            (vec![false, false], vec![true, true])
+        );
     }
 }

@@ -23,7 +23,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { weight: 1.0, prefill: 1.0, requests: 0.0, }
+        Self { weight: 1.0, prefill: 1.0, requests: 0.0 }
     }
 }
 

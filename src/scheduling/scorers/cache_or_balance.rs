@@ -27,7 +27,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { weight: 1.0, abs: 32, rel: 1.1, threshold: 0.5, }
+        Self { weight: 1.0, abs: 32, rel: 1.1, threshold: 0.5 }
     }
 }
 

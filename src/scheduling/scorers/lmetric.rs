@@ -27,7 +27,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { weight: 1.0, queued: false, plus: 1.0, by: By::Requests, }
+        Self { weight: 1.0, queued: false, plus: 1.0, by: By::Requests }
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { weight: 1.0, }
+        Self { weight: 1.0 }
     }
 }
 
@@ -41,7 +41,8 @@ impl Scorer for NoHitLru {
     fn cost(&self, _: &Context<'_>, pods: &Candidates<'_>, costs: &mut [Option<f64>]) {
         let is_warm = pods.iter().any(|pod| pod.hit.0 > 0);
         let age = |pod: &PodView| pod.last_cold.map_or(Mono::ZERO, |at| at);
-        let (oldest, newest) = pods.iter().map(age).fold((Mono(u64::MAX), Mono::ZERO), |(low, high), at| (low.min(at), high.max(at)));
+        let (oldest, newest) =
+            pods.iter().map(age).fold((Mono(u64::MAX), Mono::ZERO), |(low, high), at| (low.min(at), high.max(at)));
         let whole = newest.since(oldest).as_secs_f64();
         for (pod, cost) in pods.iter().zip(costs) {
             *cost = Some(if is_warm {

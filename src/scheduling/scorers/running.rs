@@ -26,7 +26,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { weight: 1.0, normalised: true, age_ms_max: 2000, }
+        Self { weight: 1.0, normalised: true, age_ms_max: 2000 }
     }
 }
 

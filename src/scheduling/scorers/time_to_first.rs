@@ -20,7 +20,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { weight: 1.0, }
+        Self { weight: 1.0 }
     }
 }
 
