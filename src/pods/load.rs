@@ -3,7 +3,7 @@
 //! Booked when a pod is chosen, given back by a guard on every exit path; after the last guard all counts are zero. In the
 //! words of the ranking cost: `Q` is [`LoadNow::prefill_tokens`], `W` is [`LoadNow::wait_s`], `n` is [`LoadNow::requests`], `d`
 //! is [`LoadNow::decoding`], `A` is [`LoadNow::context_tokens`] and `K` is [`LoadNow::pinned_tokens`]; both grow with what is
-//! generated. Readers take no lock: what needs one ([`super::queue`], [`super::pins`]) is published as a few atomics.
+//! generated. Readers take no lock: what needs one (`queue`, `pins`) is published as a few atomics.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 

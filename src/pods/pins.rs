@@ -3,7 +3,7 @@
 //!
 //! A prompt leaves a mark for every [`STRIDE`] blocks (about 1,000 tokens); marks are chained hashes, so a mark stands for all
 //! before it. Beside it, the last uses of things that a pod has to load before it can serve (adapters, grammars). All of it is
-//! bounded by what is in flight, or by [`USES_MAX`].
+//! bounded by what is in flight, or by `USES_MAX`.
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroUsize;

@@ -3,7 +3,7 @@
 //! prompt will have there.
 //!
 //! Bounded: one partial block and the hashes. It can't know what the template makes of an answer; how much of it comes true
-//! is learnt per model ([`super::truth`]).
+//! is learnt per model (`truth`).
 use std::fmt;
 
 use crate::api::json::{self, Sink};

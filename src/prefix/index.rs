@@ -3,7 +3,7 @@
 //!
 //! A prompt is claimed for a pod at dispatch (so that the next one like it goes there too), confirmed at the first token,
 //! withdrawn if the pod failed, extended by its answer. What usage says at the end is learnt: exact tokens of that prompt,
-//! bytes per token of the model, and whether the believed hit came true ([`super::truth`]). Readers share a lock; every
+//! bytes per token of the model, and whether the believed hit came true (`truth`). Readers share a lock; every
 //! write is a few runs long.
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -106,7 +106,7 @@ impl Meter {
         self.begin(now, pod);
     }
 
-    /// `events` more of its stream came. Cheap but for one call in [`STRETCH_EVENTS`].
+    /// `events` more of its stream came. Cheap but for one call in `STRETCH_EVENTS`.
     pub fn events(&mut self, now: Mono, pod: &Pod, events: u64) {
         self.events += events;
         let Some(begun) = self.begun else { return };

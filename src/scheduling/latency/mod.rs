@@ -2,7 +2,7 @@
 //!
 //! One model per **variant** (pods of one model, hardware and engine configuration), shared by its pods, with one slow factor
 //! per pod. `a`, `c` and `d` come only from gaps between tokens without a prefill of ours in flight; `b` and `e` only from first
-//! tokens that had nothing of ours to wait for; see [`Meter`] for what is clean and [`fit`] for how it is made robust. Before the
+//! tokens that had nothing of ours to wait for; see [`Meter`] for what is clean and `fit` for how it is made robust. Before the
 //! first sample, and in what was never varied, the prior holds. Pure: the data path and the policy lab call the same functions:
 //!
 //! ```text
