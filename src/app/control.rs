@@ -127,6 +127,7 @@ impl Control {
         }
         self.publish_credential();
         self.gate.latency.refresh(&fleet);
+        self.gate.peers.refresh(&fleet, now());
         let reports = self.gate.latency.reports().into_iter().map(|(name, report)| step_time(name, &report));
         self.gate.metrics.step_times.store(Arc::new(reports.collect()));
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));

@@ -62,6 +62,8 @@ struct Others {
     requests: AtomicU32,
     tokens: AtomicU64,
     taken: AtomicU64,
+    /// When others were last seen there.
+    seen: AtomicU64,
 }
 
 /// One look at the counters.
@@ -186,6 +188,15 @@ impl Load {
         self.others.requests.store(requests, Relaxed);
         self.others.tokens.store(tokens, Relaxed);
         self.others.taken.store(taken.0, Relaxed);
+        if requests > 0 {
+            self.others.seen.fetch_max(taken.0, Relaxed);
+        }
+    }
+
+    /// Whether a reading taken since then showed requests of others.
+    pub fn saw_others_since(&self, then: Mono) -> bool {
+        let seen = self.others.seen.load(Relaxed);
+        seen > 0 && seen >= then.0
     }
 
     /// Requests and KV tokens of others there, as much as their reading is still worth (see [`super::reading::worth`]).

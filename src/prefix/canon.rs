@@ -73,9 +73,11 @@ fn head(anatomy: &Anatomy<'_>, writer: &mut Writer) {
             }
             _ => plain(value, writer),
         }
+        writer.named(value);
     }
     if let Some(system) = present(anatomy, "system") {
         message::write(b"\"system\"", system, writer);
+        writer.named(system);
     }
 }
 
@@ -90,7 +92,7 @@ fn conversations(anatomy: &Anatomy<'_>, messages: &[u8], writer: &mut Writer) {
     let is_batch = messages.iter().skip(1).find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     if !is_batch {
         head(anatomy, writer);
-        json::for_each_object(messages, |item| message::read(item, writer));
+        json::for_each_object(messages, |item| named(item, writer));
         return writer.end_prompt();
     }
     for conversation in json::elements(messages) {
@@ -104,18 +106,29 @@ fn conversations(anatomy: &Anatomy<'_>, messages: &[u8], writer: &mut Writer) {
     }
 }
 
+/// Writes the message that `item` begins with, and names it.
+fn named(item: &[u8], writer: &mut Writer) -> usize {
+    let length = message::read(item, writer);
+    writer.named(item.get(..length).unwrap_or(item));
+    length
+}
+
 /// Responses API: instructions are the system message; input is the user's text or a list of items.
 fn responses(anatomy: &Anatomy<'_>, writer: &mut Writer) {
     head(anatomy, writer);
     if let Some(instructions) = present(anatomy, "instructions") {
         message::write(b"\"system\"", instructions, writer);
+        writer.named(instructions);
     }
     match anatomy.value("input") {
-        Some(text) if is_string(text) => message::write(b"\"user\"", text, writer),
+        Some(text) if is_string(text) => {
+            message::write(b"\"user\"", text, writer);
+            writer.named(text);
+        }
         Some(items) => {
             for item in json::elements(items) {
                 if json::member(item, "role").is_some() {
-                    message::read(item, writer);
+                    named(item, writer);
                 } else {
                     message::item(item, writer);
                 }

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::api::{Anatomy, Api};
 
+use super::anchor::Anchors;
 use super::canon;
 use super::traits::Traits;
 use super::writer::Writer;
@@ -138,6 +139,8 @@ pub struct Fingerprint {
     pub skips_cache: bool,
     /// Hash of the name of the tenant who is charged for the index's memory; 0 is nobody.
     pub tenant: u64,
+    /// Its beginnings, as every gate names them, if it is one conversation.
+    pub anchors: Anchors,
     pub(super) tail: Option<Box<Tail>>,
 }
 
@@ -149,7 +152,8 @@ impl Fingerprint {
         if api.prefills() {
             canon::write(anatomy, &mut writer);
         }
-        let mut print = writer.finish(xxh3_64(seed.model.as_bytes()), traits.joint);
+        let scope = Seed { secret: 0, ..*seed }.hash();
+        let mut print = writer.finish(xxh3_64(seed.model.as_bytes()), scope, traits.joint);
         print.skips_cache = traits.skips_cache;
         print
     }

@@ -10,6 +10,7 @@
 //! scale, ratio             blocks -> tokens                   truth          what usage says about beliefs
 //! hits, index              what others see                    snapshot, restore  over a restart
 //! ```
+pub mod anchor;
 mod canon;
 pub mod extension;
 pub mod fingerprint;
@@ -33,6 +34,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use anchor::{Anchor, Anchors};
 pub use extension::{Answered, Extension};
 pub use fingerprint::{BLOCK_BYTES, Boundary, Chain, Fingerprint, Seed};
 pub use hits::Hits;

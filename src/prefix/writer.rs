@@ -4,6 +4,7 @@ use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_64_with_seed};
 use crate::api::decode::{self, Buffer, Drain};
 use crate::api::json::Sink;
 
+use super::anchor::Naming;
 use super::fingerprint::{BLOCK_BYTES, BLOCKS_MAX, Chain, Fingerprint, Joint, PROMPTS_MAX, SECTIONS_MAX, Tail};
 
 /// Bytes of a secret of XXH3.
@@ -43,6 +44,9 @@ pub(super) struct Writer {
     ends_in_answer: bool,
     /// Where the first prompt ended: the last hash and the bytes behind it.
     end: (u64, Vec<u8>),
+    naming: Naming,
+    /// Is the last message before the user's first, by its role?
+    is_lead: bool,
 }
 
 impl Writer {
@@ -56,6 +60,8 @@ impl Writer {
             ids_only: true,
             ends_in_answer: false,
             end: (0, Vec::new()),
+            naming: Naming::default(),
+            is_lead: true,
         }
     }
 
@@ -82,6 +88,15 @@ impl Writer {
     /// A message of this role begins, given as in the body.
     pub(super) fn role(&mut self, role: &[u8]) {
         self.ends_in_answer = role == b"\"assistant\"";
+        self.is_lead = role == b"\"system\"" || role == b"\"developer\"";
+    }
+
+    /// A part of a conversation was written, `raw` is its JSON: a message, or what comes before messages.
+    pub(super) fn named(&mut self, raw: &[u8]) {
+        if self.done.is_empty() {
+            let bytes = self.hasher.chain.bytes + self.buffer.text().len() as u64;
+            self.naming.part(raw, bytes, !self.is_lead);
+        }
     }
 
     /// One token id.
@@ -112,7 +127,7 @@ impl Writer {
     }
 
     /// The fingerprint; `joint` says how an answer would continue the prompt.
-    pub(super) fn finish(mut self, model: u64, joint: Option<Joint>) -> Fingerprint {
+    pub(super) fn finish(mut self, model: u64, scope: u64, joint: Option<Joint>) -> Fingerprint {
         if !self.buffer.text().is_empty() || self.hasher.chain.bytes > 0 {
             self.end_prompt();
         }
@@ -122,8 +137,10 @@ impl Writer {
         let joint = joint.filter(|_| is_one && exact_tokens.is_none() && !self.ends_in_answer);
         let (parent, rest) = self.end;
         let seed = self.hasher.seed;
+        let last = self.done.first().filter(|_| is_one).and_then(|chain| chain.sections.last());
+        let anchors = last.map(|(last, _)| self.naming.end(u64::from(*last), scope)).unwrap_or_default();
         let tail = joint.map(|joint| Box::new(Tail { joint, seed, parent, rest }));
-        Fingerprint { chains: self.done, bytes, exact_tokens, model, skips_cache: false, tenant: 0, tail }
+        Fingerprint { chains: self.done, bytes, exact_tokens, model, skips_cache: false, tenant: 0, anchors, tail }
     }
 }
 

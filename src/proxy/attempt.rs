@@ -24,7 +24,7 @@ use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
 use crate::prefix::{Claim, Extension};
 use crate::runtime::now;
-use crate::scheduling::Meter;
+use crate::scheduling::{Guesses, Meter};
 
 /// Dead connections taken from the pool in a row before the pod itself is blamed.
 const STALE_MAX: u32 = 3;
@@ -64,6 +64,7 @@ pub(super) struct Trial<'a> {
     booked: Reservation,
     meter: Meter,
     claim: Option<Claim>,
+    guesses: Guesses,
     is_confirmed: bool,
     /// What the answer adds to the prompt.
     pub(super) extension: Option<Box<Extension>>,
@@ -84,6 +85,7 @@ impl<'a> Trial<'a> {
             booked: Reservation::dispatch(Arc::clone(&choice.pod), &work),
             meter,
             claim: prompt.map(|prompt| gate.index.claim(prompt, choice.pod.id)),
+            guesses: choice.guesses,
             is_confirmed: false,
             extension: facts.api.zip(prompt).and_then(|(api, prompt)| Extension::of(api, prompt)).map(Box::new),
             gate: Arc::clone(gate),
@@ -127,6 +129,9 @@ impl<'a> Trial<'a> {
         if let Some((usage, (prompt, claim))) = usage.zip(self.facts.prompt.as_ref().zip(self.claim)) {
             let cached = usage.cached_tokens.map(Tokens);
             self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
+            if let Some(cached) = cached {
+                self.gate.peers.learn(&self.guesses, self.pod, claim.expected, cached);
+            }
         }
         if outcome == Outcome::Good {
             let generates = self.facts.api.is_some_and(crate::api::Api::generates);

@@ -34,7 +34,7 @@ use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
 use crate::prefix::Index;
 use crate::runtime::now;
-use crate::scheduling::{Latency, Profile};
+use crate::scheduling::{Latency, Peers, Profile};
 
 /// Idle time of a connection while memory is short.
 const IDLE_WHEN_SHORT: Duration = Duration::from_secs(5);
@@ -87,6 +87,8 @@ pub struct Gate {
     pub index: Arc<Index>,
     /// How long an engine step takes.
     pub latency: Latency,
+    /// What is known of other gates.
+    pub peers: Peers,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Last decisions.
@@ -146,6 +148,7 @@ impl Gate {
             table,
             index,
             latency: Latency::default(),
+            peers: Peers::default(),
             metrics,
             explain,
             safe_mode,

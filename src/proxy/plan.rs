@@ -19,7 +19,7 @@ use crate::observe::Stage;
 use crate::pods::{Fleet, Leave, Marks, Pod, Work};
 use crate::prefix::{BLOCK_BYTES, Fingerprint, Hits};
 use crate::runtime::now;
-use crate::scheduling::{Decision, Desk, Detail, Mode, Profile, Query, Request, place, safe_mode};
+use crate::scheduling::{Decision, Desk, Detail, Guesses, Mode, Profile, Query, Request, place, safe_mode};
 
 /// A plan that takes longer has overrun.
 const PLAN_MAX: Duration = Duration::from_millis(50);
@@ -41,6 +41,7 @@ pub(super) struct Choice {
     pub(super) leave: Leave,
     pub(super) prompt: Tokens,
     pub(super) hit: Tokens,
+    pub(super) guesses: Guesses,
     pub(super) is_cold: bool,
     pub(super) marks: Option<Marks>,
     pub(super) uses: [Option<u64>; 2],
@@ -59,7 +60,7 @@ impl Choice {
         Work {
             now,
             prompt: self.prompt,
-            uncached: self.prompt.less(self.hit),
+            uncached: self.prompt.less(self.hit + self.guesses.expected(self.pod.id, self.hit)),
             is_stream,
             is_cold: self.is_cold,
             marks: self.marks.as_ref(),
@@ -99,7 +100,10 @@ impl Exchange {
         let is_shown = self.is_explained();
         let detail = if is_shown { Detail::Rows } else { Detail::Off };
         let (fleet, request, marks_seen) = (&*fleet, &request, marks.as_ref());
-        let query = Query { fleet, request, hits: &hits, marks: marks_seen, rank: self.asked_rank(), now: started };
+        let guessed = |prompt| self.gate.peers.guess(prompt, hits.prompt_tokens, fleet, &facts.model);
+        let guesses = facts.prompt.as_ref().map(guessed).unwrap_or_default();
+        let rank = self.asked_rank();
+        let query = Query { fleet, request, hits: &hits, guesses, marks: marks_seen, rank, now: started };
         let before = self.rng.clone();
         let (decision, source) = DESK.with_borrow_mut(|desk| {
             let decision = plan(&self.gate, &profile, &query, &mut self.rng, detail, desk);
@@ -155,6 +159,7 @@ fn choice(query: &Query<'_>, decision: &Decision) -> Result<Choice, Fault> {
         leave,
         prompt: query.request.prompt_tokens,
         hit,
+        guesses: query.guesses,
         is_cold: query.hits.is_empty(),
         marks: None,
         uses: [query.request.adapter, query.request.grammar],

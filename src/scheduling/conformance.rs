@@ -52,6 +52,8 @@ fn any_pod(id: u32, rng: &mut Rng) -> PodView {
         load,
         reading,
         age: reading.map(|_| Duration::from_micros(rng.below(10_000_000))),
+        guessed: Tokens(rng.below(500)),
+        blur: rng.unit(),
         foreign: rng.unit() * 20.0,
         foreign_tokens: rng.unit() * 50_000.0,
         hit: Tokens(rng.below(20_000)),

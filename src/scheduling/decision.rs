@@ -170,6 +170,8 @@ pub struct Row {
     pub hit_tokens: u64,
     /// Of these, still being computed.
     pub coming_tokens: u64,
+    /// Prompt tokens beyond those that other gates are likely to have sent there.
+    pub guessed_tokens: u64,
     /// Requests of ours in flight there.
     pub requests: u32,
     /// Of these, past their prefill.

@@ -2,12 +2,13 @@
 //! survey that spares it most pods of a large fleet.
 //!
 //! ```text
-//! J = w·(max(W, W_kv, opens) + p + loads) + x·d·p + σ·p + ō·s + x·ō·k·n·(c + d·L)
+//! J = w·(max(W, W_kv, opens) + p·(1 + 6·f) + loads) + x·d·p + σ·p + ō·s + x·ō·k·n·(c + d·L)
 //! p    = b·u + e·u·(m + u/2) + ⌈u/B⌉·a            own prefill: u uncached tokens behind m cached ones
 //! W_kv = max(0, K + L − m_pinned − C)/C · ō·s     wait for room in a full KV cache; 0 while the capacity is unknown
 //! s    = a + c·(n + k) + d·(A + k·L)              a decode step with this request's k answers in it
 //! σ    = 20·U/(1 − U)                             price of uncached prefill: U is the fleet's mean of min(1, K/C), at most 0.97
 //! ```
+//! `f` what is not known because other gates choose in the same moment: by chance, up to their share of the load; 0 alone.
 //! `W` predicted seconds of prefill sent there and not done, `n` requests, `d` those decoding (those on other data-parallel
 //! ranks of the engine too, which step together), `A` their contexts added up, `K` the KV they occupy (shared prefixes once,
 //! tokens generated so far included), `C` the capacity, `a`…`e` the pod's step time, `ō` expected tokens of an answer, `L` the
@@ -21,6 +22,8 @@ use crate::pods::{Glance, StepTime};
 
 /// Highest occupancy that the price of uncached prefill knows.
 const OCCUPANCY_MAX: f64 = 0.97;
+/// Requests like this one that others may have sent to a pod in the same moment.
+const UNSEEN: f64 = 6.0;
 
 /// Constants of the formula that are not learnt.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,6 +70,8 @@ struct Place {
     hit: Tokens,
     /// `max(W, opens)`.
     wait: f64,
+    /// See [`PodView::blur`].
+    blur: f64,
     requests: f64,
     decoding: f64,
     context: f64,
@@ -95,6 +100,8 @@ pub struct Terms {
     pub wait: f64,
     /// Its own prefill, times `w`.
     pub prefill: f64,
+    /// What others may have sent there in the same moment, by chance; times `w`.
+    pub unseen: f64,
     /// Loading an adapter, compiling a grammar, encoding media; times `w`.
     pub loads: f64,
     /// Its prefill delays those decoding there.
@@ -109,10 +116,11 @@ pub struct Terms {
 
 impl Terms {
     /// Names and values, in order.
-    pub const fn named(&self) -> [(&'static str, f64); 7] {
+    pub const fn named(&self) -> [(&'static str, f64); 8] {
         [
             ("wait", self.wait),
             ("prefill", self.prefill),
+            ("unseen", self.unseen),
             ("loads", self.loads),
             ("stall", self.stall),
             ("price", self.price),
@@ -123,7 +131,7 @@ impl Terms {
 
     /// The cost \[seconds\].
     pub const fn sum(&self) -> f64 {
-        self.wait + self.prefill + self.loads + self.stall + self.price + self.decode + self.slow
+        self.wait + self.prefill + self.unseen + self.loads + self.stall + self.price + self.decode + self.slow
     }
 }
 
@@ -176,6 +184,7 @@ impl Ask {
             step: seen.step,
             hit: hit.min(self.prompt),
             wait: seen.wait_s,
+            blur: 0.0,
             requests,
             decoding,
             context,
@@ -193,6 +202,7 @@ impl Ask {
             step,
             hit: Tokens(0),
             wait: 0.0,
+            blur: 0.0,
             requests: 0.0,
             decoding: 0.0,
             context: 0.0,
@@ -226,8 +236,9 @@ impl Ask {
         let cold = |warm: Warm, takes: f64| if warm == Warm::No { takes } else { 0.0 };
         Place {
             step: pod.step,
-            hit: pod.hit.min(self.prompt),
+            hit: (pod.hit + pod.guessed).min(self.prompt),
             wait: pod.load.wait_s.max(opens),
+            blur: pod.blur,
             requests: f64::from(pod.load.requests) + foreign,
             decoding: f64::from(pod.load.decoding() + pod.peers_decoding) + foreign,
             context: pod.load.context_tokens.0 as f64 + foreign_tokens,
@@ -253,6 +264,7 @@ impl Ask {
         let terms = Terms {
             wait: self.urgency * place.wait.max(room),
             prefill: self.urgency * prefill,
+            unseen: UNSEEN * place.blur * self.urgency * prefill,
             loads: self.urgency * (place.loads + media),
             stall: self.others * place.decoding * prefill,
             price: self.price * prefill,

@@ -81,6 +81,7 @@ fn row(pod: &PodView, note: Note) -> Row {
         pod: pod.id,
         hit_tokens: pod.hit.0,
         coming_tokens: pod.coming.0,
+        guessed_tokens: pod.guessed.0,
         requests: pod.load.requests,
         decoding: pod.load.decoding(),
         queued_tokens: pod.load.prefill_tokens.0,

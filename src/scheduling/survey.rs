@@ -7,6 +7,7 @@
 use super::decide::{Scratch, decide};
 use super::decision::{Decision, Detail};
 use super::marginal::{Ask, Rates};
+use super::peers::Guesses;
 use super::profile::Profile;
 use super::request::{Context, LeftOut, Request, Step};
 use super::view::{Belief, PodView};
@@ -30,6 +31,8 @@ pub struct Query<'a> {
     pub request: &'a Request<'a>,
     /// What each pod is thought to hold of its prompt.
     pub hits: &'a Hits,
+    /// What other gates are likely to have put where.
+    pub guesses: Guesses,
     /// Marks of its prompt, to find what is pinned; `None`: nothing is taken to be.
     pub marks: Option<&'a Marks>,
     /// Data-parallel rank that a trusted caller chose; without such a pod it is not heeded.
@@ -141,10 +144,10 @@ impl Desk {
             if !can(lane.role, query.request.step) {
                 continue;
             }
-            let is_closer = !lane.load.is_clear() || Some(lane.id) == query.request.pinned;
-            if is_closer
+            let is_named = Some(lane.id) == query.request.pinned || query.guesses.pods().any(|pod| pod == lane.id);
+            if (is_named || !lane.load.is_clear())
                 && let Some(pod) = query.fleet.pods.get(position)
-                && (!pod.is_calm(query.now) || Some(pod.id) == query.request.pinned)
+                && (is_named || !pod.is_calm(query.now))
             {
                 self.views.push(view(pod, query));
                 continue;
@@ -219,7 +222,8 @@ fn can(role: Role, step: Step) -> bool {
 
 fn view(pod: &Pod, query: &Query<'_>) -> PodView {
     let (hit, coming) = query.hits.of(pod.id);
-    let belief = Belief { hit, coming, marks: query.marks };
+    let guessed = query.guesses.beyond(pod.id, hit);
+    let belief = Belief { hit, coming, guessed, blur: query.guesses.blur(pod.id), marks: query.marks };
     let mut view = PodView::of(pod, query.request, &belief, query.now);
     if pod.spec.rank.is_some() {
         view.peers_decoding = peers_decoding(pod.id, query.fleet.endpoint(&pod.spec.addr), query.now);

@@ -25,6 +25,8 @@ pub(super) fn pod(id: u32) -> PodView {
         is_dark: false,
         load: LoadNow::default(),
         reading: None,
+        guessed: Tokens(0),
+        blur: 0.0,
         foreign: 0.0,
         foreign_tokens: 0.0,
         age: None,

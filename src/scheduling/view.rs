@@ -77,6 +77,12 @@ pub struct PodView {
     /// Of `hit`, tokens that a request still in prefill there is about to produce. Source and staleness as `hit`. Unknown is
     /// 0.
     pub coming: Tokens,
+    /// Prompt tokens beyond `hit` that the pod counts as holding, because other gates are likely to have sent them there.
+    /// Source: a guess ([`super::peers`]). 0 in a gate that is alone.
+    pub guessed: Tokens,
+    /// What is not known of the pod because other gates send requests there in the same moment, 0 to 1. Source: chance, another
+    /// for each request ([`super::peers`]). 0 in a gate that is alone.
+    pub blur: f64,
     /// Prompt tokens of this request that running requests of ours hold in the pod's KV cache anyway, so that it takes no room
     /// for them. Source: own bookings, at `now`. Unknown is 0.
     pub pinned: Tokens,
@@ -114,6 +120,10 @@ pub struct Belief<'a> {
     pub hit: Tokens,
     /// See [`PodView::coming`].
     pub coming: Tokens,
+    /// See [`PodView::guessed`].
+    pub guessed: Tokens,
+    /// See [`PodView::blur`].
+    pub blur: f64,
     /// Marks of the prompt, to find what is pinned; `None`: nothing is taken to be.
     pub marks: Option<&'a Marks>,
 }
@@ -146,6 +156,8 @@ impl PodView {
             age: reading.map(|reading| now.since(reading.taken)),
             hit,
             coming: belief.coming.min(hit),
+            blur: belief.blur,
+            guessed: if request.skips_cache { Tokens(0) } else { belief.guessed.min(request.prompt_tokens.less(hit)) },
             pinned: belief.marks.filter(|_| hit.0 > 0).map_or(Tokens(0), |marks| pod.load.pinned(marks)),
             step: pod.load.step.get(),
             peers_decoding: 0,

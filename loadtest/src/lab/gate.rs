@@ -12,7 +12,7 @@ use tidegate::pods::{
     Attempt, Facts, Leave, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
 };
 use tidegate::prefix::{BLOCK_BYTES, Claim, Extension, Fingerprint, Hits, Index, Limits, Seed};
-use tidegate::scheduling::{Desk, Detail, Latency, Meter, Mode, Profile, Query, Request, place};
+use tidegate::scheduling::{Desk, Detail, Guesses, Latency, Meter, Mode, Peers, Profile, Query, Request, place};
 use tidegate::sim::engine::Stats;
 
 use super::script::Class;
@@ -58,12 +58,16 @@ pub(crate) struct Choice {
     pub(crate) hit: Tokens,
     is_cold: bool,
     marks: Option<Marks>,
+    guesses: Guesses,
 }
 
 /// What was booked for one attempt; what is not settled is given back when it is dropped.
 pub(crate) struct Trial {
     index: Arc<Index>,
     latency: Arc<Latency>,
+    peers: Arc<Peers>,
+    guesses: Guesses,
+    known: Tokens,
     pod: Arc<Pod>,
     prompt: Arc<Fingerprint>,
     meter: Meter,
@@ -107,6 +111,9 @@ impl Trial {
         if let Some(told) = told {
             let cached = told.cached.map(Tokens);
             self.index.learn(&self.prompt, self.claim, Tokens(told.prompt), cached);
+            if let Some(cached) = cached {
+                self.peers.learn(&self.guesses, self.pod.id, self.known, cached);
+            }
         }
         self.latency.learn(&self.pod, &self.meter, MODEL, told.map(|told| Tokens(told.completion)));
         if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt) {
@@ -144,6 +151,7 @@ pub(crate) struct Replica {
     table: Table,
     index: Arc<Index>,
     latency: Arc<Latency>,
+    peers: Arc<Peers>,
     refreshed: Mono,
     profile: Arc<Profile>,
     hits: Hits,
@@ -164,6 +172,7 @@ impl Replica {
             table,
             index: Arc::new(Index::new(limits)),
             latency: Arc::default(),
+            peers: Arc::default(),
             refreshed: Mono::ZERO,
             profile,
             hits: Hits::default(),
@@ -199,6 +208,7 @@ impl Replica {
         let fleet = self.table.fleet();
         if now.0 >= self.refreshed.0 + REFRESH_US {
             self.latency.refresh(&fleet);
+            self.peers.refresh(&fleet, now);
             self.refreshed = now;
         }
         self.index.lookup_into(&asked.prompt, &mut self.hits);
@@ -210,7 +220,15 @@ impl Replica {
             let at = at.into_iter().find(|at| fleet.pods.get(*at).is_some_and(|pod| !tried.contains(&pod.id)))?;
             *turn = at + 1;
             let hit = fleet.pods.get(at).map_or(Tokens(0), |pod| hits.depth(pod.id));
-            return Some(Choice { at, leave: Leave::Granted, prompt, hit, is_cold, marks: None });
+            return Some(Choice {
+                at,
+                leave: Leave::Granted,
+                prompt,
+                hit,
+                is_cold,
+                marks: None,
+                guesses: Guesses::default(),
+            });
         }
         let request = Request {
             urgency: asked.urgency,
@@ -221,12 +239,13 @@ impl Replica {
             ..Request::new(MODEL, prompt)
         };
         let marks = marks(&asked.prompt, prompt);
-        let query = Query { fleet: &fleet, request: &request, hits, marks: marks.as_ref(), rank: None, now };
+        let guesses = self.peers.guess(&asked.prompt, prompt, &fleet, MODEL);
+        let query = Query { fleet: &fleet, request: &request, hits, guesses, marks: marks.as_ref(), rank: None, now };
         let decision = place(&self.profile, &query, &mut self.rng, Detail::Off, &mut self.desk);
         let chosen = decision.chosen?;
         let at = fleet.pods.iter().position(|pod| pod.id == chosen)?;
         let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-        Some(Choice { at, leave, prompt, hit: hits.depth(chosen), is_cold, marks })
+        Some(Choice { at, leave, prompt, hit: hits.depth(chosen), is_cold, marks, guesses })
     }
 
     /// Books an attempt; `None` if the pod is out by now.
@@ -237,12 +256,19 @@ impl Replica {
             is_stream: asked.is_stream,
             is_cold: choice.is_cold,
             marks: choice.marks.as_ref(),
-            ..Work::new(now, choice.prompt, choice.prompt.less(choice.hit))
+            ..Work::new(
+                now,
+                choice.prompt,
+                choice.prompt.less(choice.hit + choice.guesses.expected(pod.id, choice.hit)),
+            )
         };
         self.index.set_pinned(pod.id, pod.load.now().generated_tokens);
         Some(Trial {
             index: Arc::clone(&self.index),
             latency: Arc::clone(&self.latency),
+            peers: Arc::clone(&self.peers),
+            guesses: choice.guesses,
+            known: choice.hit,
             prompt: Arc::clone(&asked.prompt),
             meter: Meter::new(&pod, &work, true),
             health: Some(health),

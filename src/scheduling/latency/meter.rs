@@ -12,6 +12,8 @@ const STRETCHES_MAX: usize = 8;
 /// A stretch has at least so many events and takes at least so long, so that pauses of the network average out.
 const STRETCH_EVENTS: u64 = 16;
 const STRETCH_US: u64 = 100_000;
+/// Requests of others that were seen at most so long before a dispatch may be there still.
+const OTHERS_US: u64 = 1_000_000;
 /// A wait shorter than this is none.
 const WAIT_S_MAX: f64 = 0.002;
 
@@ -135,14 +137,17 @@ impl Meter {
     }
 
     /// What was seen, once the request is over. `generated`: tokens of its answer as `usage` told them; `None`: it did not.
-    pub fn samples(&self, generated: Option<Tokens>) -> impl Iterator<Item = Sample> + '_ {
-        let first = self.first.filter(|_| self.is_plain).map(|(at, is_alone)| self.first_sample(at, is_alone));
+    /// Where requests of others were seen meanwhile nothing is clean: what they slow down is not known.
+    pub fn samples(&self, pod: &Pod, generated: Option<Tokens>) -> impl Iterator<Item = Sample> + '_ {
+        let is_ours = !pod.load.saw_others_since(Mono(self.work.0.0.saturating_sub(OTHERS_US)));
+        let first =
+            self.first.filter(|_| self.is_plain).map(|(at, is_alone)| self.first_sample(at, is_alone && is_ours));
         let per_event =
             generated.map(|tokens| tokens.0 as f64 / self.events.max(1) as f64).filter(|ratio| *ratio > 0.0);
         let gaps = self.stretches.iter().take(self.kept).filter_map(move |stretch| {
             let tokens = stretch.events as f64 * per_event?;
             let seconds = stretch.us as f64 / 1e6 / tokens;
-            Some(Sample::Gap { seconds, batch: stretch.batch, is_clean: stretch.is_clean })
+            Some(Sample::Gap { seconds, batch: stretch.batch, is_clean: stretch.is_clean && is_ours })
         });
         first.into_iter().chain(gaps)
     }

@@ -57,7 +57,7 @@ impl Latency {
         if let Some(tokens) = generated.filter(|tokens| tokens.0 > 0) {
             self.answered(model, tokens);
         }
-        for sample in meter.samples(generated) {
+        for sample in meter.samples(pod, generated) {
             self.observe(pod, &sample);
         }
     }

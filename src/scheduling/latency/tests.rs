@@ -117,7 +117,7 @@ fn a_meter_makes_clean_samples_only_when_nothing_interferes() {
             }
         }
         drop(other);
-        meter.samples(usage.map(Tokens)).collect::<Vec<_>>()
+        meter.samples(&pod, usage.map(Tokens)).collect::<Vec<_>>()
     };
     let alone = run(None, Some(70), true);
     let Sample::First { seconds, uncached: 400, hit: 100, is_clean: true, .. } = alone[0] else { panic!("{alone:?}") };
@@ -142,4 +142,24 @@ fn answers_have_a_mean_per_model() {
         latency.learn(&pod, &meter, "m", Some(Tokens(tokens)));
     }
     assert_eq!(latency.expected("m").map(|mean| mean as u64), Some(200));
+}
+
+#[test]
+fn nothing_is_learnt_while_others_use_the_pod() {
+    let learnt = |other_at_ms: Option<u64>| {
+        let (latency, pod) = (Latency::default(), pod(0));
+        let work = Work::new(Mono(10_000_000), Tokens(500), Tokens(400));
+        let mut meter = Meter::new(&pod, &work, true);
+        let mut booking = Reservation::dispatch(Arc::clone(&pod), &work);
+        booking.first_token(Mono(10_050_000));
+        meter.first_token(Mono(10_050_000), &pod, 1);
+        if let Some(ms) = other_at_ms {
+            let (taken, own) = (Mono(ms * 1_000), pod.load.now());
+            pod.read(crate::pods::Reading { taken, own, running: Some(own.requests + 1), ..Default::default() });
+        }
+        latency.learn(&pod, &meter, "m", Some(Tokens(9)));
+        latency.reports().first().map_or([0; 2], |(_, report)| report.seen)
+    };
+    assert_eq!([learnt(None), learnt(Some(8_000))], [[1, 0]; 2], "long before");
+    assert_eq!([learnt(Some(9_500)), learnt(Some(10_200))], [[0, 0]; 2], "just before, or meanwhile");
 }

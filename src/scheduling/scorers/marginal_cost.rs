@@ -1,10 +1,10 @@
 //! The default: what this request costs on a pod, to itself and to the others there, in seconds.
 //!
-//! Formula: `w·(max(W, W_kv, opens) + p + loads) + x·d·p + σ·p + ō·s + x·ō·k·n·(c + d·L)`, all of it in `scheduling::marginal`.
+//! Formula: `w·(max(W, W_kv, opens) + p·(1 + 6·f) + loads) + x·d·p + σ·p + ō·s + x·ō·k·n·(c + d·L)`, all of it in `scheduling::marginal`.
 //!   One unit, so one policy for prefill-bound, decode-bound and cache-bound loads: affinity holds as long as a hit is worth
 //!   the wait, and harder the fuller the fleet's KV is, because then a hit is capacity.
 //! Reads: `load`, `pinned`, `peers_decoding`, `adapter`, `grammar` (own bookings, current), `step` (latency model, prior until
-//!   learnt), `hit` (own prefix index), `capacity` (scrape, fixed), `busy_until`, `foreign` (scrapes, less with age), the
+//!   learnt), `hit` (own prefix index), `guessed` and `blur` (other gates), `capacity` (scrape, fixed), `busy_until`, `foreign` (scrapes, less with age), the
 //!   fleet's `kv_share`; of the request its prompt, expected and most tokens, answers, media and urgency.
 //! Range: 0 and up \[seconds\].
 //! Unknown: without a reading the load of others counts as none; without a capacity there is no wait for KV room; without a
@@ -186,6 +186,17 @@ mod tests {
         let request = Request::new("m", Tokens(100));
         let foreign = PodView { foreign: 8.0, ..loaded(0, 2, 0, 0) };
         assert_eq!(cost_of(&request, foreign).to_bits(), cost_of(&request, loaded(0, 10, 0, 0)).to_bits());
+    }
+
+    #[test]
+    fn what_other_gates_are_guessed_to_have_sent_counts_like_a_hit_and_their_haste_costs() {
+        let request = Request::new("m", Tokens(5000));
+        let cost = |hit, guessed, blur| {
+            cost_of(&request, PodView { hit: Tokens(hit), guessed: Tokens(guessed), blur, ..loaded(0, 2, 0, 0) })
+        };
+        assert_eq!(cost(1000, 2000, 0.0).to_bits(), cost(3000, 0, 0.0).to_bits());
+        assert_eq!(cost(4000, 2000, 0.0).to_bits(), cost(5000, 0, 0.0).to_bits(), "no more than all");
+        assert!(cost(0, 0, 0.5) > cost(0, 0, 0.1) && cost(0, 0, 0.1) > cost(0, 0, 0.0));
     }
 
     #[test]
