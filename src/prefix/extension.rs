@@ -37,6 +37,7 @@ pub struct Extension {
     room: usize,
     bytes: u64,
     then: Then,
+    has_text: bool,
 }
 
 impl fmt::Debug for Extension {
@@ -61,6 +62,7 @@ impl Extension {
             room: BLOCKS_MAX.saturating_sub(prompt.blocks()),
             bytes: prompt.bytes - tail.rest.len() as u64,
             then: Then::More,
+            has_text: false,
         };
         extension.put(&tail.rest);
         if tail.joint == Joint::Message {
@@ -90,14 +92,15 @@ impl Extension {
 
     fn take(&mut self, delta: Delta<'_>) {
         if let Some(text) = delta.text {
+            self.has_text |= !text.is_empty();
             json::decode_into(text, self);
         }
         self.then = delta.then;
     }
 
-    /// What the answer added, once it ended well; `None` if that is no whole block.
+    /// What the answer added, once it ended well, be it less than a block; `None` if nothing.
     pub fn close(self) -> Option<Answered> {
-        let is_good = self.then != Then::Void && !self.blocks.is_empty();
+        let is_good = self.then != Then::Void && self.has_text;
         is_good.then_some(Answered { blocks: self.blocks, bytes: self.bytes })
     }
 }

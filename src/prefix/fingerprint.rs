@@ -81,6 +81,16 @@ impl Chain {
         Self { blocks, bytes, sections: Vec::new() }
     }
 
+    /// Bytes that this prompt probably shares with one that has its first `blocks` blocks and no more: to where a message begins
+    /// in the next block, else half of it.
+    pub(super) fn shared_bytes(&self, blocks: u32) -> u64 {
+        let from = blocks.saturating_mul(BLOCK_BYTES as u32);
+        let next = self.sections.partition_point(|(start, _)| *start <= from);
+        let begins =
+            self.sections.get(next).map(|(start, _)| *start).filter(|start| *start < from + BLOCK_BYTES as u32);
+        u64::from(begins.unwrap_or(from + BLOCK_BYTES as u32 / 2)).min(self.bytes)
+    }
+
     /// What kind of place the end of the first `blocks` blocks is, which need not be at the boundary exactly: it is where
     /// the next block, the first that differs, has one.
     pub fn boundary(&self, blocks: u32) -> Boundary {

@@ -8,6 +8,8 @@ use crate::base::PodId;
 pub(super) const NONE: u32 = u32::MAX;
 /// Marks of exact usage kept per run; older ones make room.
 const EXACT_MAX: usize = 8;
+/// Of these, at one depth: a prompt and its answer may end in the same block.
+const EXACT_SAME: usize = 2;
 
 /// Exact tokens of a prompt that ended in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,7 @@ pub(super) struct Run {
     pub(super) blocks: Vec<u64>,
     /// Sorted by pod.
     pub(super) holders: Vec<Holder>,
-    /// Sorted by depth.
+    /// Sorted by depth, then by bytes.
     pub(super) exact: Vec<Exact>,
     /// Blocks above this run.
     pub(super) start: u32,
@@ -177,11 +179,17 @@ impl Run {
     /// Notes the exact tokens of a prompt that ends here. Returns how many notes more there are.
     pub(super) fn note(&mut self, exact: Exact) -> usize {
         let before = self.exact.len();
-        self.exact.retain(|other| other.depth != exact.depth);
+        self.exact.retain(|other| (other.depth, other.bytes) != (exact.depth, exact.bytes));
+        let same = |other: &Exact| other.depth == exact.depth;
+        if self.exact.iter().filter(|other| same(other)).count() >= EXACT_SAME
+            && let Some(at) = self.exact.iter().position(same)
+        {
+            self.exact.remove(at);
+        }
         if self.exact.len() >= EXACT_MAX {
             self.exact.remove(0);
         }
-        let at = self.exact.partition_point(|other| other.depth < exact.depth);
+        let at = self.exact.partition_point(|other| (other.depth, other.bytes) < (exact.depth, exact.bytes));
         self.exact.reserve_exact(1);
         self.exact.insert(at, exact);
         self.exact.len().saturating_sub(before)

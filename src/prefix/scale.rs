@@ -11,12 +11,15 @@ use super::walk::Step;
 pub(super) struct Scale {
     /// Bytes and tokens, both growing; the last is the prompt's end.
     points: Vec<(f64, f64)>,
+    /// How many bytes it shares where it shares so many blocks.
+    reach: (u32, f64),
 }
 
 impl Scale {
     /// Takes the prompt `chain`, of which the tree knows `path`; prompts of token ids need no exact usage.
     pub(super) fn set(&mut self, tree: &Tree, path: &[Step], chain: &Chain, bytes_per_token: f64, is_ids: bool) {
         self.points.clear();
+        self.reach = reach(tree, path, chain);
         let end = chain.bytes as f64;
         let mut last = (0.0, 0.0);
         for step in path.iter().filter(|_| !is_ids) {
@@ -43,7 +46,8 @@ impl Scale {
 
     /// Tokens of its first blocks, in whole blocks of the pod; the last token of a prompt is always computed.
     pub(super) fn hit(&self, blocks: u32, block: Tokens) -> u64 {
-        let hit = (self.at(f64::from(blocks) * BLOCK_BYTES as f64) as u64).min(self.total().0.saturating_sub(1));
+        let bytes = if blocks == self.reach.0 { self.reach.1 } else { f64::from(blocks) * BLOCK_BYTES as f64 };
+        let hit = (self.at(bytes) as u64).min(self.total().0.saturating_sub(1));
         hit - hit % block.0.max(1)
     }
 
@@ -61,4 +65,22 @@ impl Scale {
         let part = (bytes - low.0) / (high.0 - low.0).max(1.0);
         low.1 + (high.1 - low.1) * part
     }
+}
+
+/// Where the known part of a prompt ends, in blocks, and how many bytes that are: more than the blocks, if a prompt or an answer
+/// is known to have ended in the next block and this one goes on from there. That block's bytes were not compared. They are the
+/// same if a message begins here where the other ended; in a text without messages, if nothing else has gone on from there.
+fn reach(tree: &Tree, path: &[Step], chain: &Chain) -> (u32, f64) {
+    let Some(last) = path.last() else { return (0, 0.0) };
+    let blocks = last.end();
+    let whole = f64::from(blocks) * BLOCK_BYTES as f64;
+    let Some(run) = tree.runs.get(last.run) else { return (blocks, whole) };
+    let goes_on = |bytes: u32| {
+        if chain.sections.is_empty() {
+            return run.is_leaf() && last.matched == run.len() && u64::from(bytes) < chain.bytes;
+        }
+        chain.sections.binary_search_by_key(&bytes, |(start, _)| *start).is_ok()
+    };
+    let mut ended = run.exact.iter().filter(|exact| exact.depth == last.matched && f64::from(exact.bytes) > whole);
+    (blocks, ended.rfind(|exact| goes_on(exact.bytes)).map_or(whole, |exact| f64::from(exact.bytes)))
 }

@@ -77,7 +77,7 @@ pub(super) enum Verdict {
 /// whole blocks, so the true length is up to a block more. `None` where the report is too far off to be about that.
 pub(super) fn told(basis: &Basis, cached: u64, block: Tokens) -> Option<u64> {
     let is_about_it = basis.tail == 0 && basis.coming == 0 && basis.solid_blocks > 0;
-    let is_likely = cached > basis.solid / 2 && cached / 2 < basis.solid;
+    let is_likely = cached > basis.solid / 2 && cached / 2 < basis.solid + block.0;
     (is_about_it && is_likely).then(|| cached + block.0 / 2)
 }
 

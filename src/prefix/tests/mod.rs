@@ -4,6 +4,7 @@ mod anchors;
 mod answers;
 mod canonical;
 mod history;
+mod reach;
 mod saved;
 mod sound;
 mod truths;
