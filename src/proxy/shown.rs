@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::base::{ModelName, Mono, PodId, Rng};
 use crate::observe::ExplainSource;
 use crate::scheduling::{
-    Context, Decision, Desk, Detail, LeftOut, Mode, PodView, Profile, Query, Request, Scratch, decide,
+    Context, Decision, Desk, Detail, LeftOut, Means, Mode, PodView, Profile, Query, Request, Scratch, decide,
 };
 
 /// Pods kept of one decision: the chosen one, its alternatives, those with a hit, then those with the fewest requests.
@@ -26,7 +26,7 @@ pub(super) struct Shown {
     views: Box<[PodView]>,
     now: Mono,
     ejected_share_max: f64,
-    kv_share: Option<f64>,
+    means: Option<Means>,
     left_out: LeftOut,
     rng: Rng,
     profile: Arc<Profile>,
@@ -52,7 +52,7 @@ impl Shown {
             views: kept(cx.pods, &decision),
             now: cx.now,
             ejected_share_max: cx.ejected_share_max,
-            kv_share: cx.kv_share,
+            means: cx.means,
             left_out: cx.left_out,
             rng,
             profile,
@@ -68,7 +68,7 @@ impl Shown {
             request: &request,
             pods: &self.views,
             ejected_share_max: self.ejected_share_max,
-            kv_share: self.kv_share,
+            means: self.means,
             left_out: self.left_out,
         };
         decide(profile, &cx, &mut self.rng.clone(), Detail::Rows, &mut Scratch::default())

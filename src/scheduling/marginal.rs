@@ -2,11 +2,12 @@
 //! survey that spares it most pods of a large fleet.
 //!
 //! ```text
-//! J = w·(max(W, W_kv, opens) + p·(1 + 6·f) + loads) + x·d·p + σ·p + ō·s + x·ō·k·n·(c + d·L)
+//! J = w·(max(W, W_kv, opens) + p·(1 + 6·f) + loads) + x·d·p + σ·p̄ + ō·s + x·ō·k·n·(c + d·L)
 //! p    = b·u + e·u·(m + u/2) + ⌈u/B⌉·a            own prefill: u uncached tokens behind m cached ones
-//! W_kv = max(0, K + L − m_pinned − C)/C · ō·s     wait for room in a full KV cache; 0 while the capacity is unknown
+//! W_kv = max(0, K + L − m_pinned + ō·(n + k)/2 − C)/C · ō·s     wait for room in a KV cache that will be full; 0 while C is unknown
 //! s    = a + c·(n + k) + d·(A + k·L)              a decode step with this request's k answers in it
-//! σ    = 20·U/(1 − U)                             price of uncached prefill: U is the fleet's mean of min(1, K/C), at most 0.97
+//! σ    = 60·U/(1 − U)                             price of uncached prefill: U is the fleet's mean of min(1, K/C), at most 0.97;
+//!                                                 the prefill p̄ it is for is that of a pod of the fleet's mean step time
 //! ```
 //! `f` what is not known because other gates choose in the same moment: by chance, up to their share of the load; 0 alone.
 //! `W` predicted seconds of prefill sent there and not done, `n` requests, `d` those decoding (those on other data-parallel
@@ -15,7 +16,7 @@
 //! prompt. `w` is what a second before the first token is worth: it follows class and SLO. Every part is in seconds, so
 //! nothing has to be weighed against anything else per workload.
 use super::candidates::Candidates;
-use super::request::{Context, Request};
+use super::request::{Context, Means, Request};
 use super::view::{PodView, Warm};
 use crate::base::{Mono, Tokens};
 use crate::pods::{Glance, StepTime};
@@ -32,7 +33,7 @@ pub struct Rates {
     pub urgency: f64,
     /// `x`: what a second of another request is worth.
     pub others: f64,
-    /// The 20 in `σ`.
+    /// The 60 in `σ`.
     pub cache_price: f64,
     /// `ō` where nothing is known of the model's answers \[tokens\].
     pub output_tokens: f64,
@@ -53,6 +54,8 @@ pub struct Ask {
     others: f64,
     /// `σ`.
     price: f64,
+    /// Step time that the price is for.
+    mean: StepTime,
     /// `ō`.
     output: f64,
     /// `k`.
@@ -86,7 +89,6 @@ struct Place {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Line {
     step: StepTime,
-    prefill: f64,
     base: f64,
     request: f64,
     decoding: f64,
@@ -136,15 +138,16 @@ impl Terms {
 }
 
 impl Ask {
-    /// What the formula needs of a request, in a fleet whose KV cache is pinned to `kv_share` (0 to 1).
-    pub fn of(request: &Request<'_>, rates: &Rates, kv_share: f64) -> Self {
+    /// What the formula needs of a request, in a fleet of these means.
+    pub fn of(request: &Request<'_>, rates: &Rates, means: &Means) -> Self {
         let tokens = request.prompt_tokens.0 as f64;
         Self {
             prompt: request.prompt_tokens,
             tokens,
             urgency: request.urgency.unwrap_or(rates.urgency),
             others: rates.others,
-            price: Self::price(rates, kv_share),
+            price: Self::price(rates, means.kv_share),
+            mean: means.step,
             output: request.output(rates.output_tokens),
             answers: f64::from(request.answers.max(1)),
             adapter_s: rates.adapter_s,
@@ -155,30 +158,30 @@ impl Ask {
 
     /// The parts of the cost on a pod at `now`.
     pub fn terms(&self, pod: &PodView, now: Mono) -> Terms {
-        self.on(&self.place(pod, now)).0
+        self.on(&self.place(pod, now))
     }
 
     /// The cost on a pod at `now` \[seconds\].
     #[inline]
     pub fn cost(&self, pod: &PodView, now: Mono) -> f64 {
-        self.on(&self.place(pod, now)).0.sum()
+        self.on(&self.place(pod, now)).sum()
     }
 
     /// Cost and own prefill on a pod of which only the counters are looked at: a calm pod without other ranks, with everything
     /// loaded. The price is left out. `line` is kept from pod to pod: most of a fleet has one step time, and nothing of the
     /// prompt, and then the cost is a sum of four products.
     #[inline]
-    pub(super) fn rough(&self, seen: &Glance, hit: Tokens, line: &mut Line) -> (f64, f64) {
+    pub(super) fn rough(&self, seen: &Glance, hit: Tokens, line: &mut Line) -> f64 {
         let (foreign, foreign_tokens) = seen.others;
         let (requests, decoding) = (seen.requests + foreign, seen.decoding + foreign);
         let context = seen.context_tokens + foreign_tokens;
         let occupied = seen.pinned_tokens + foreign_tokens;
-        if hit.0 == 0 && occupied + self.tokens <= seen.capacity {
+        if hit.0 == 0 && occupied + self.tokens + self.growth(requests) <= seen.capacity {
             if line.step != seen.step {
                 *line = self.line(seen.step);
             }
             let load = line.request * requests + line.decoding * decoding + line.context * context;
-            return (line.base + self.urgency * seen.wait_s + load, line.prefill);
+            return line.base + self.urgency * seen.wait_s + load;
         }
         let place = Place {
             step: seen.step,
@@ -192,8 +195,8 @@ impl Ask {
             capacity: seen.capacity,
             loads: 0.0,
         };
-        let (terms, prefill) = self.on(&place);
-        (terms.sum() - terms.price, prefill)
+        let terms = self.on(&place);
+        terms.sum() - terms.price
     }
 
     /// The cost on pods of this step time that hold nothing of the prompt and have room for it, as a line through their load.
@@ -210,11 +213,10 @@ impl Ask {
             capacity: f64::INFINITY,
             loads: 0.0,
         };
-        let (terms, prefill) = self.on(&idle);
+        let (terms, prefill) = (self.on(&idle), step.prefill(self.prompt.0, 0));
         let slow = self.others * self.output * self.answers * (step.c + step.d * self.tokens);
         Line {
             step,
-            prefill,
             base: terms.sum() - terms.price,
             request: self.output * step.c + slow,
             decoding: self.others * prefill,
@@ -223,7 +225,7 @@ impl Ask {
     }
 
     /// What a second of own prefill costs on top, in a fleet whose KV cache is pinned to `kv_share`.
-    pub(super) fn price(rates: &Rates, kv_share: f64) -> f64 {
+    fn price(rates: &Rates, kv_share: f64) -> f64 {
         let occupancy = kv_share.clamp(0.0, OCCUPANCY_MAX);
         rates.cache_price * occupancy / (1.0 - occupancy)
     }
@@ -248,46 +250,110 @@ impl Ask {
         }
     }
 
-    /// The parts, and the seconds of own prefill.
     #[inline]
-    fn on(&self, place: &Place) -> (Terms, f64) {
+    fn on(&self, place: &Place) -> Terms {
         let step = &place.step;
         let uncached = self.prompt.less(place.hit);
         let prefill = step.prefill(uncached.0, place.hit.0);
         let sequences = place.requests + self.answers;
         let own_step = step.decode(sequences, place.context + self.answers * self.tokens);
         let decode = self.output * own_step;
-        let lacking = place.occupied + self.tokens - place.capacity;
+        let lacking = place.occupied + self.tokens + self.growth(place.requests) - place.capacity;
         let room = if lacking > 0.0 { lacking / place.capacity * decode } else { 0.0 };
         let media = self.media_s * uncached.0 as f64;
         let slow = self.others * self.output * self.answers * place.requests * (step.c + step.d * self.tokens);
-        let terms = Terms {
+        Terms {
             wait: self.urgency * place.wait.max(room),
             prefill: self.urgency * prefill,
             unseen: UNSEEN * place.blur * self.urgency * prefill,
             loads: self.urgency * (place.loads + media),
             stall: self.others * place.decoding * prefill,
-            price: self.price * prefill,
+            price: self.priced(place.hit),
             decode,
             slow,
-        };
-        (terms, prefill)
+        }
+    }
+
+    /// What uncached prefill costs on top, behind a hit of so many tokens.
+    #[inline]
+    pub(super) fn priced(&self, hit: Tokens) -> f64 {
+        if self.price > 0.0 { self.price * self.mean.prefill(self.prompt.less(hit).0, hit.0) } else { 0.0 }
+    }
+
+    /// Tokens that those on a pod and this one will still generate, each half of an answer: an answer under way is met at any
+    /// point of it.
+    #[inline]
+    fn growth(&self, requests: f64) -> f64 {
+        0.5 * self.output * (requests + self.answers)
     }
 }
 
-/// `U`: as the context says, else the mean over the candidates whose capacity is known; 0 if none is.
-pub fn kv_share(cx: &Context<'_>, pods: &Candidates<'_>) -> f64 {
-    cx.kv_share.unwrap_or_else(|| {
-        let (mut sum, mut count, mut inverse) = (0.0, 0.0, (0, 0.0));
+/// Means over the serving pods: as the context says, else over the candidates.
+pub fn means(cx: &Context<'_>, pods: &Candidates<'_>) -> Means {
+    cx.means.unwrap_or_else(|| {
+        let mut sums = Sums::default();
         for pod in pods.iter() {
-            if let Some(capacity) = pod.capacity.filter(|tokens| tokens.0 > 0) {
-                if inverse.0 != capacity.0 {
-                    inverse = (capacity.0, 1.0 / capacity.0 as f64);
-                }
-                sum += (pod.occupied() * inverse.1).min(1.0);
-                count += 1.0;
-            }
+            sums.add(pod.step, pod.occupied(), pod.capacity.map_or(f64::INFINITY, |tokens| tokens.0 as f64));
         }
-        if count > 0.0 { sum / count } else { 0.0 }
+        sums.means()
     })
+}
+
+/// Adds up means. Most pods of a fleet are alike, so what is made of one is kept for the next.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sums {
+    pods: f64,
+    steps: StepTime,
+    /// The step time of the last pods, and how many in a row had it.
+    run: (StepTime, f64),
+    shares: f64,
+    known: f64,
+    inverse: (f64, f64),
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        let none = StepTime { a: 0.0, b: 0.0, c: 0.0, d: 0.0, e: 0.0 };
+        Self { pods: 0.0, steps: none, run: (none, 0.0), shares: 0.0, known: 0.0, inverse: (0.0, 0.0) }
+    }
+}
+
+impl Sums {
+    /// Takes a pod with so many tokens occupied of a capacity, which is infinite or 0 while unknown.
+    #[inline]
+    pub(super) fn add(&mut self, step: StepTime, occupied: f64, capacity: f64) {
+        self.pods += 1.0;
+        if self.run.0 != step {
+            self.close();
+            self.run = (step, 0.0);
+        }
+        self.run.1 += 1.0;
+        if capacity.is_finite() && capacity > 0.0 {
+            if self.inverse.0.to_bits() != capacity.to_bits() {
+                self.inverse = (capacity, 1.0 / capacity);
+            }
+            self.shares += (occupied * self.inverse.1).min(1.0);
+            self.known += 1.0;
+        }
+    }
+
+    fn close(&mut self) {
+        let (step, count) = self.run;
+        self.steps.a += step.a * count;
+        self.steps.b += step.b * count;
+        self.steps.c += step.c * count;
+        self.steps.d += step.d * count;
+        self.steps.e += step.e * count;
+    }
+
+    pub(super) fn means(mut self) -> Means {
+        if self.run.1.to_bits() == self.pods.to_bits() {
+            // All alike: exactly that.
+            self.steps = self.run.0;
+        } else {
+            self.close();
+            self.steps = self.steps.scaled(1.0 / self.pods.max(1.0));
+        }
+        Means { kv_share: if self.known > 0.0 { self.shares / self.known } else { 0.0 }, step: self.steps }
+    }
 }

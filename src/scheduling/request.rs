@@ -1,6 +1,7 @@
 //! The facts of one request that a decision may use. No text, no headers: numbers, names and hashes only.
 use super::view::PodView;
 use crate::base::{Mono, PodId, Tokens};
+use crate::pods::StepTime;
 
 /// Which part of a request the pod is asked to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +105,15 @@ pub struct LeftOut {
     pub requests: f64,
 }
 
+/// What the serving pods are like in the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Means {
+    /// Share of their KV cache that is pinned, 0 to 1; 0 while no capacity is known.
+    pub kv_share: f64,
+    /// Time of an engine step.
+    pub step: StepTime,
+}
+
 /// Everything one decision looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
@@ -115,8 +125,8 @@ pub struct Context<'a> {
     pub pods: &'a [PodView],
     /// Share of the serving pods (0 to 1) that may be out at once; from the pods' health settings.
     pub ejected_share_max: f64,
-    /// Mean over the serving pods of the share of their KV cache that is pinned, 0 to 1. `None`: to be taken over `pods`.
-    pub kv_share: Option<f64>,
+    /// Means over the serving pods. `None`: to be taken over `pods`.
+    pub means: Option<Means>,
     /// Who else there is.
     pub left_out: LeftOut,
 }
@@ -125,6 +135,6 @@ impl<'a> Context<'a> {
     /// A decision about all of a fleet's pods, with the usual rules.
     pub const fn new(now: Mono, request: &'a Request<'a>, pods: &'a [PodView]) -> Self {
         let left_out = LeftOut { pods: 0, requests: 0.0 };
-        Self { now, request, pods, ejected_share_max: 0.5, kv_share: None, left_out }
+        Self { now, request, pods, ejected_share_max: 0.5, means: None, left_out }
     }
 }

@@ -6,10 +6,10 @@
 //! pinned one. Rules about the whole fleet are told who was left out. Any other profile sees all pods.
 use super::decide::{Scratch, decide};
 use super::decision::{Decision, Detail};
-use super::marginal::{Ask, Rates};
+use super::marginal::{Ask, Rates, Sums};
 use super::peers::Guesses;
 use super::profile::Profile;
-use super::request::{Context, LeftOut, Request, Step};
+use super::request::{Context, LeftOut, Means, Request, Step};
 use super::view::{Belief, PodView};
 use crate::base::{Mono, PodId, Rng, Tokens};
 use crate::pods::{Fleet, Marks, Pod, Role, StepTime};
@@ -46,7 +46,7 @@ pub struct Query<'a> {
 struct Rough {
     position: u32,
     cost: f64,
-    prefill: f64,
+    hit: Tokens,
 }
 
 /// Buffers of a decision and its survey, kept between decisions of one thread.
@@ -55,7 +55,7 @@ pub struct Desk {
     views: Vec<PodView>,
     rough: Vec<Rough>,
     best: Vec<Rough>,
-    kv_share: Option<f64>,
+    means: Option<Means>,
     left_out: LeftOut,
     scratch: Scratch,
 }
@@ -86,7 +86,7 @@ impl Desk {
             request: query.request,
             pods: &self.views,
             ejected_share_max: query.fleet.ejected_share_max,
-            kv_share: self.kv_share,
+            means: self.means,
             left_out: self.left_out,
         }
     }
@@ -102,7 +102,7 @@ impl Desk {
     /// by chance.
     pub fn survey(&mut self, rates: Option<&Rates>, query: &Query<'_>, chance: u64) {
         self.views.clear();
-        (self.kv_share, self.left_out) = (None, LeftOut::default());
+        (self.means, self.left_out) = (None, LeftOut::default());
         let fleet = query.fleet;
         let positions = candidates(fleet, query.request.model);
         let count = positions.map_or(fleet.pods.len(), <[usize]>::len);
@@ -118,7 +118,7 @@ impl Desk {
         {
             return;
         }
-        (self.kv_share, self.left_out) = (None, LeftOut::default());
+        (self.means, self.left_out) = (None, LeftOut::default());
         self.views.clear();
         self.views.extend((0..count).filter_map(|nth| at(fleet, positions, nth)).map(|(_, pod)| view(pod, query)));
     }
@@ -132,11 +132,10 @@ impl Desk {
         count: usize,
         chance: u64,
     ) -> bool {
-        let ask = Ask::of(query.request, rates, 0.0);
+        let ask = Ask::of(query.request, rates, &Means::default());
         self.rough.clear();
-        let (mut pinned, mut known, mut requests) = (0.0, 0.0, 0.0);
+        let (mut sums, mut requests) = (Sums::default(), 0.0);
         let mut line = ask.line(StepTime::PRIOR);
-        let mut inverse = (f64::INFINITY, 0.0);
         let holds = !(query.request.skips_cache || query.hits.is_empty());
         for nth in 0..count {
             let position = positions.map_or(Some(nth), |positions| positions.get(nth).copied()).unwrap_or(usize::MAX);
@@ -154,41 +153,39 @@ impl Desk {
             }
             let hit = if holds { query.hits.depth(lane.id) } else { Tokens(0) };
             let seen = lane.load.glance(query.now);
-            let (cost, prefill) = ask.rough(&seen, hit, &mut line);
-            if seen.capacity.is_finite() {
-                if inverse.0.to_bits() != seen.capacity.to_bits() {
-                    inverse = (seen.capacity, 1.0 / seen.capacity);
-                }
-                pinned += (seen.pinned_tokens * inverse.1).min(1.0);
-                known += 1.0;
-            }
+            let cost = ask.rough(&seen, hit, &mut line);
+            sums.add(seen.step, seen.pinned_tokens, seen.capacity);
             requests += seen.requests;
-            self.rough.push(Rough { position: position as u32, cost, prefill });
+            self.rough.push(Rough { position: position as u32, cost, hit });
         }
         if self.views.len() > UNEASY_MAX || self.rough.len() <= BEST {
             return false;
         }
-        let kv_share = if known > 0.0 { pinned / known } else { 0.0 };
-        self.keep_best(Ask::price(rates, kv_share), chance);
+        let means = sums.means();
+        self.keep_best(&Ask::of(query.request, rates, &means), chance);
         for kept in &self.best {
             let Some(pod) = query.fleet.pods.get(kept.position as usize) else { continue };
             self.views.push(view(pod, query));
             requests -= pod.load.glance(query.now).requests;
         }
-        self.kv_share = Some(kv_share);
+        self.means = Some(means);
         let left = self.rough.len() - self.best.len();
         self.left_out = LeftOut { pods: left as u32, requests: requests.max(0.0) };
         true
     }
 
     /// The cheapest of `rough`, from a place drawn by chance on, so that equals all have their turn.
-    fn keep_best(&mut self, price: f64, chance: u64) {
+    fn keep_best(&mut self, ask: &Ask, chance: u64) {
         let start = Rng::new(chance).below(self.rough.len() as u64) as usize;
         let (behind, ahead) = self.rough.split_at(start.min(self.rough.len()));
         self.best.clear();
         let mut bound = f64::INFINITY;
+        let mut last = (Tokens(0), ask.priced(Tokens(0)));
         for rough in ahead.iter().chain(behind) {
-            let cost = rough.cost + price * rough.prefill;
+            if last.0 != rough.hit {
+                last = (rough.hit, ask.priced(rough.hit));
+            }
+            let cost = rough.cost + last.1;
             if cost >= bound {
                 continue;
             }

@@ -106,8 +106,15 @@ impl Trial {
         self.meter.events(now, &self.pod, count);
     }
 
-    /// It ended well; `told` is what usage said, `answer` gives the text that passed.
-    pub(crate) fn settled(mut self, now: Mono, told: Option<Told>, answer: impl FnOnce() -> Vec<u8>) {
+    /// It ended well; `told` is what usage said, `answer` gives the text that passed, after reasoning if there was any, which
+    /// pods send apart.
+    pub(crate) fn settled(
+        mut self,
+        now: Mono,
+        told: Option<Told>,
+        has_reasoning: bool,
+        answer: impl FnOnce() -> Vec<u8>,
+    ) {
         if let Some(told) = told {
             let cached = told.cached.map(Tokens);
             self.index.learn(&self.prompt, self.claim, Tokens(told.prompt), cached);
@@ -118,7 +125,8 @@ impl Trial {
         self.latency.learn(&self.pod, &self.meter, MODEL, told.map(|told| Tokens(told.completion)));
         if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt) {
             let text = String::from_utf8_lossy(&answer()).into_owned();
-            let message = serde_json::json!({"role": "assistant", "content": text});
+            let reasoning = if has_reasoning { "…" } else { "" };
+            let message = serde_json::json!({"role": "assistant", "reasoning": reasoning, "content": text});
             let body = serde_json::json!({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]});
             extension.body(body.to_string().as_bytes());
             if let Some(answered) = extension.close() {

@@ -355,7 +355,8 @@ impl<'a> World<'a> {
                 completion: u64::from(flight.answer.tokens),
             };
             let (pool, piece) = (self.pool, flight.answer.told());
-            trial.settled(self.now, flight.has_usage.then_some(told), || render::text(pool, &piece));
+            let has_reasoning = flight.answer.reasoning > 0;
+            trial.settled(self.now, flight.has_usage.then_some(told), has_reasoning, || render::text(pool, &piece));
         }
         self.end(number, End::Good);
     }

@@ -5,14 +5,14 @@
 //!   the wait, and harder the fuller the fleet's KV is, because then a hit is capacity.
 //! Reads: `load`, `pinned`, `peers_decoding`, `adapter`, `grammar` (own bookings, current), `step` (latency model, prior until
 //!   learnt), `hit` (own prefix index), `guessed` and `blur` (other gates), `capacity` (scrape, fixed), `busy_until`, `foreign` (scrapes, less with age), the
-//!   fleet's `kv_share`; of the request its prompt, expected and most tokens, answers, media and urgency.
+//!   fleet's `means`; of the request its prompt, expected and most tokens, answers, media and urgency.
 //! Range: 0 and up \[seconds\].
 //! Unknown: without a reading the load of others counts as none; without a capacity there is no wait for KV room; without a
 //!   sample the step time is the prior, whose ratios hold for most models: twice or half changes few choices.
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::scheduling::marginal::{Ask, Rates, kv_share};
+use crate::scheduling::marginal::{Ask, Rates, means};
 use crate::scheduling::{Candidates, Context, Range, Scorer};
 
 /// Settings of `marginal-cost`. The defaults are meant to stay.
@@ -42,9 +42,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             weight: 1.0,
-            urgency: 3.0,
-            others: 1.0,
-            cache_price: 20.0,
+            urgency: 4.0,
+            others: 0.5,
+            cache_price: 60.0,
             output_tokens: 300.0,
             adapter_load_s: 0.3,
             grammar_compile_s: 0.1,
@@ -83,14 +83,14 @@ impl Scorer for MarginalCost {
     }
 
     fn cost(&self, cx: &Context<'_>, pods: &Candidates<'_>, costs: &mut [Option<f64>]) {
-        let ask = Ask::of(cx.request, &self.0, kv_share(cx, pods));
+        let ask = Ask::of(cx.request, &self.0, &means(cx, pods));
         for (pod, cost) in pods.iter().zip(costs) {
             *cost = Some(ask.cost(pod, cx.now));
         }
     }
 
     fn terms(&self, cx: &Context<'_>, pods: &Candidates<'_>, tell: &mut dyn FnMut(usize, &'static str, f64)) {
-        let ask = Ask::of(cx.request, &self.0, kv_share(cx, pods));
+        let ask = Ask::of(cx.request, &self.0, &means(cx, pods));
         for (position, pod) in pods.iter().enumerate() {
             for (name, value) in ask.terms(pod, cx.now).named() {
                 tell(position, name, value);
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::base::{Mono, Tokens};
     use crate::scheduling::testing::{NOW, context, costs, loaded};
-    use crate::scheduling::{PodView, Request, Warm};
+    use crate::scheduling::{Means, PodView, Request, Warm};
 
     fn cost_of(request: &Request<'_>, pod: PodView) -> f64 {
         costs(&*build(&Settings::default()), request, &[pod])[0].unwrap()
@@ -156,13 +156,41 @@ mod tests {
         let own = PodView { pinned: Tokens(9_000), ..full };
         let cx = |pod: PodView| {
             let pods = [pod];
-            let cx = Context { kv_share: Some(0.5), ..context(&request, &pods) };
+            let means = Means { kv_share: 0.5, step: pod.step };
+            let cx = Context { means: Some(means), ..context(&request, &pods) };
             let mut out = [None];
             build(&Settings::default()).cost(&cx, &Candidates::new(&pods, &[0]), &mut out);
             out[0].unwrap()
         };
         assert!(cx(full) > cx(roomy) && cx(own).to_bits() == cx(roomy).to_bits());
         assert_eq!(cx(PodView { capacity: None, ..full }).to_bits(), cx(roomy).to_bits());
+    }
+
+    #[test]
+    fn a_cache_that_answers_will_fill_is_no_room() {
+        let request = |expected| Request { expected_tokens: Some(expected), ..Request::new("m", Tokens(1000)) };
+        let pod = |capacity| PodView { capacity: Some(Tokens(capacity)), ..loaded(0, 50, 0, 0) };
+        let extra = |expected| cost_of(&request(expected), pod(60_000)) - cost_of(&request(expected), pod(10_000_000));
+        assert!(extra(300.0).abs() < 1e-9, "50 answers of 300 tokens fit");
+        assert!(extra(4_000.0) > 1.0, "50 of 4,000 do not");
+    }
+
+    #[test]
+    fn the_price_of_a_miss_is_the_same_on_slow_and_on_fast_pods() {
+        let request = Request::new("m", Tokens(5_000));
+        let mut pods = [loaded(0, 0, 0, 0), loaded(1, 0, 0, 0)];
+        pods[1].step = pods[0].step.scaled(2.0);
+        let (cx, mut prices) = (context(&request, &pods), [0.0; 2]);
+        let means = means(&cx, &Candidates::new(&pods, &[0, 1]));
+        assert!((means.step.b / pods[0].step.b - 1.5).abs() < 1e-9 && means.kv_share.abs() < 1e-9);
+        let cx = Context { means: Some(Means { kv_share: 0.5, ..means }), ..cx };
+        let scorer = build(&Settings::default());
+        scorer.terms(&cx, &Candidates::new(&pods, &[0, 1]), &mut |pod, name, value| {
+            if name == "price" {
+                prices[pod] = value;
+            }
+        });
+        assert!(prices[0] > 0.0 && prices[0].to_bits() == prices[1].to_bits());
     }
 
     #[test]

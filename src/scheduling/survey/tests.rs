@@ -79,7 +79,7 @@ fn the_pod_of_a_cut_fleet_costs_no_more_than_the_best_of_all() {
         let cx = whole.context(&query);
         let kept: Vec<u32> = (0..cx.pods.len() as u32).collect();
         let all = Candidates::new(cx.pods, &kept);
-        let ask = Ask::of(&request, profile.marginal().unwrap(), marginal::kv_share(&cx, &all));
+        let ask = Ask::of(&request, profile.marginal().unwrap(), &marginal::means(&cx, &all));
         let able = cx.pods.iter().filter(|pod| pod.role == Role::Both);
         let least = able.map(|pod| ask.cost(pod, NOW)).fold(f64::INFINITY, f64::min);
         let cost = ask.cost(cx.pods.iter().find(|pod| pod.id == chosen).unwrap(), NOW);
