@@ -72,6 +72,17 @@ impl Connection {
         self.answer(start, watch).await
     }
 
+    /// Sends a JSON body and reads its answer.
+    pub(crate) async fn post(&mut self, path: &str, body: &[u8], watch: &mut impl Watch) -> io::Result<Answer> {
+        let start = Instant::now();
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: gate.local\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
+        self.send(head.as_bytes(), &[], body).await?;
+        self.answer(start, watch).await
+    }
+
     /// Sends a request without a body and reads the answer with its body.
     pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<(u16, Vec<u8>)> {
         let mut connection = Self::open(address).await?;

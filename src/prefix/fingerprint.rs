@@ -149,6 +149,8 @@ pub struct Fingerprint {
     pub skips_cache: bool,
     /// Hash of the name of the tenant who is charged for the index's memory; 0 is nobody.
     pub tenant: u64,
+    /// Images, clips and other parts that are no text, over all prompts.
+    pub media: u32,
     /// Its beginnings, as every gate names them, if it is one conversation.
     pub anchors: Anchors,
     pub(super) tail: Option<Box<Tail>>,

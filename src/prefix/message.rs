@@ -123,6 +123,7 @@ fn write_part(part: &[u8], after_text: bool, writer: &mut Writer) -> bool {
         let depth = if &*kind == b"tool_result" { 2 } else { 1 };
         flat(part, depth, &PART_ASIDE, &mut |bytes| writer.put(bytes));
     } else {
+        writer.medium();
         let mut digest = Xxh3::new();
         flat(part, 2, &PART_ASIDE, &mut |bytes| digest.update(bytes));
         writer.mark(b'p');

@@ -45,6 +45,7 @@ pub(super) struct Writer {
     /// Where the first prompt ended: the last hash and the bytes behind it.
     end: (u64, Vec<u8>),
     naming: Naming,
+    media: u32,
     /// Is the last message before the user's first, by its role?
     is_lead: bool,
 }
@@ -61,6 +62,7 @@ impl Writer {
             ends_in_answer: false,
             end: (0, Vec::new()),
             naming: Naming::default(),
+            media: 0,
             is_lead: true,
         }
     }
@@ -89,6 +91,11 @@ impl Writer {
     pub(super) fn role(&mut self, role: &[u8]) {
         self.ends_in_answer = role == b"\"assistant\"";
         self.is_lead = role == b"\"system\"" || role == b"\"developer\"";
+    }
+
+    /// An image, a clip or the like enters here by its digest.
+    pub(super) const fn medium(&mut self) {
+        self.media = self.media.saturating_add(1);
     }
 
     /// A part of a conversation was written, `raw` is its JSON: a message, or what comes before messages.
@@ -140,7 +147,17 @@ impl Writer {
         let last = self.done.first().filter(|_| is_one).and_then(|chain| chain.sections.last());
         let anchors = last.map(|(last, _)| self.naming.end(u64::from(*last), scope)).unwrap_or_default();
         let tail = joint.map(|joint| Box::new(Tail { joint, seed, parent, rest }));
-        Fingerprint { chains: self.done, bytes, exact_tokens, model, skips_cache: false, tenant: 0, anchors, tail }
+        Fingerprint {
+            chains: self.done,
+            bytes,
+            exact_tokens,
+            model,
+            skips_cache: false,
+            tenant: 0,
+            media: self.media,
+            anchors,
+            tail,
+        }
     }
 }
 

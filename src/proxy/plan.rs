@@ -48,11 +48,12 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// Whether the pod can begin with it at once: nothing is to be loaded or compiled for the first time, and one answer is
-    /// asked for.
+    /// Whether the pod can begin with it at once: nothing is to be loaded or compiled for the first time or encoded, and one
+    /// answer is asked for.
     pub(super) fn is_plain(&self, facts: &Facts) -> bool {
         let is_new = |key: &u64| !self.pod.load.has_used(*key);
-        !self.uses.iter().flatten().any(is_new) && facts.asks.answers == 1
+        let is_text = facts.prompt.as_ref().is_none_or(|prompt| prompt.media == 0);
+        is_text && !self.uses.iter().flatten().any(is_new) && facts.asks.answers == 1
     }
 
     /// What is booked on the pod.
@@ -90,6 +91,7 @@ impl Exchange {
             skips_cache: facts.asks.skips_cache,
             grammar: facts.asks.grammar,
             adapter: adapter(&fleet, &facts.model),
+            media: facts.prompt.as_ref().map_or(0, |prompt| prompt.media),
             session: routing.session(fields),
             head: facts.prompt.as_ref().and_then(|prompt| prompt.chains.first()?.blocks.first().copied()),
             pinned: facts.pinned,

@@ -8,7 +8,7 @@
 //! oracle    what one pooled cache could have hit           summary  a log in figures
 //! policies  profiles by name                               batch    many runs on some threads
 //! regret    how far from the best of each cell             paired   one cell against another, seed by seed
-//! report, plot   text, SVG
+//! sockets  the same cell over sockets                    report, plot   text, SVG
 //! ```
 //! The same cell, seed and profile give the same bytes of JSON. Gates see bytes only; engines count tokens.
 mod batch;
@@ -25,6 +25,7 @@ mod regret;
 mod render;
 mod report;
 mod script;
+mod sockets;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,8 @@ enum Command {
     Regret(RegretArgs),
     /// Each cell against another one of the same results, seed by seed, within each policy
     Paired(PairedArgs),
+    /// The same cell in the lab and over sockets: a real gate before simulated pods, whose hit counters must agree
+    Sockets(sockets::SocketArgs),
 }
 
 /// What to run.
@@ -139,5 +142,6 @@ pub(crate) fn run(args: Args, report: &mut Report) -> io::Result<()> {
             let outcome = batch::Outcome::read(&args.files)?;
             paired::show(&outcome, &args.base, report)
         }
+        Command::Sockets(args) => sockets::run(&args, report),
     }
 }

@@ -52,3 +52,14 @@ fn all_conversation_apis_have_them_and_plain_prompts_have_none() {
     assert!(anchors(Api::Responses, r#"{"input":"Hello"}"#, &seed).opening.is_some());
     assert_eq!(anchors(Api::Completions, r#"{"prompt":"Hello"}"#, &seed), Anchors::default());
 }
+
+#[test]
+fn media_are_counted() {
+    let image = r#"{"type":"image_url","image_url":{"url":"data:x"}}"#;
+    let body =
+        format!(r#"{{"messages":[{{"role":"user","content":[{image},{{"type":"text","text":"?"}},{image}]}}]}}"#);
+    let of = |body: &str| {
+        Fingerprint::of(Api::Chat, &Anatomy::read(Api::Chat, body.as_bytes()).unwrap(), &Seed::default()).media
+    };
+    assert_eq!([of(&body), of(&format!(r#"{{"messages":[{USER}]}}"#))], [2, 0]);
+}
