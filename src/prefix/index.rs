@@ -207,7 +207,7 @@ impl Index {
         if let Some(tokens) = told(&claim.basis, cached.0, inner.block(claim.pod))
             && let Some(shared) = chain.blocks.get(..claim.basis.solid_blocks as usize)
         {
-            inner.tree.note_least(shared, chain.shared_bytes(shared.len() as u32), tokens);
+            inner.tree.note_told(shared, chain.shared_bytes(shared.len() as u32), tokens);
         }
         inner.tree.prove(&chain.blocks, hit_blocks, claim.pod, verdict == Verdict::Evicted);
     }

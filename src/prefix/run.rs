@@ -20,6 +20,10 @@ pub(super) struct Exact {
     pub(super) bytes: u32,
     /// Its tokens.
     pub(super) tokens: u32,
+    /// No prompt ended here: so much a pod reported to be cached of one that goes on otherwise.
+    pub(super) is_told: bool,
+    /// The last report that fell short of what was told; 0 if none has since.
+    pub(super) doubt: u32,
 }
 
 /// How much of a run, or of a whole chain, a pod holds, in blocks: `proven <= prompted <= ready <= depth`.
@@ -179,7 +183,10 @@ impl Run {
     /// Notes the exact tokens of a prompt that ends here. Returns how many notes more there are.
     pub(super) fn note(&mut self, exact: Exact) -> usize {
         let before = self.exact.len();
-        self.exact.retain(|other| (other.depth, other.bytes) != (exact.depth, exact.bytes));
+        let is_replaced = |other: &Exact| {
+            other.depth == exact.depth && (other.bytes == exact.bytes || other.is_told && exact.is_told)
+        };
+        self.exact.retain(|other| !is_replaced(other));
         let same = |other: &Exact| other.depth == exact.depth;
         if self.exact.iter().filter(|other| same(other)).count() >= EXACT_SAME
             && let Some(at) = self.exact.iter().position(same)
@@ -193,6 +200,20 @@ impl Run {
         self.exact.reserve_exact(1);
         self.exact.insert(at, exact);
         self.exact.len().saturating_sub(before)
+    }
+
+    /// A pod told anew of the length up to a depth where one is noted as told; false if none is. A shorter hit may be one
+    /// that was cut short by eviction, and those differ: the length falls when two reports running agree.
+    pub(super) fn tell_again(&mut self, depth: u16, tokens: u32) -> bool {
+        let Some(known) = self.exact.iter_mut().find(|exact| exact.depth == depth && exact.is_told) else {
+            return false;
+        };
+        if tokens < known.tokens && known.doubt != tokens {
+            known.doubt = tokens;
+        } else {
+            (known.tokens, known.doubt) = (tokens, 0);
+        }
+        true
     }
 }
 

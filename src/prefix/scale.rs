@@ -6,11 +6,25 @@ use super::fingerprint::{BLOCK_BYTES, Chain};
 use super::tree::Tree;
 use super::walk::Step;
 
+/// How well the tokens at a place are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Known {
+    /// By bytes per token.
+    #[default]
+    Estimated,
+    /// As pods told of hits that ended there.
+    Told,
+    /// From usage: a prompt ended there.
+    Exact,
+}
+
 /// Tokens by canonical bytes, as a line through what is known. Kept for its memory.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scale {
     /// Bytes and tokens, both growing; the last is the prompt's end.
     points: Vec<(f64, f64)>,
+    /// Whether they are exact, or told.
+    told: Vec<bool>,
     /// How many bytes it shares where it shares so many blocks.
     reach: (u32, f64),
 }
@@ -19,6 +33,7 @@ impl Scale {
     /// Takes the prompt `chain`, of which the tree knows `path`; prompts of token ids need no exact usage.
     pub(super) fn set(&mut self, tree: &Tree, path: &[Step], chain: &Chain, bytes_per_token: f64, is_ids: bool) {
         self.points.clear();
+        self.told.clear();
         self.reach = reach(tree, path, chain);
         let end = chain.bytes as f64;
         let mut last = (0.0, 0.0);
@@ -28,6 +43,7 @@ impl Scale {
                 let point = (f64::from(exact.bytes), f64::from(exact.tokens));
                 if point.0 > last.0 && point.1 > last.1 {
                     self.points.push(point);
+                    self.told.push(exact.is_told);
                     last = point;
                 }
             }
@@ -35,6 +51,7 @@ impl Scale {
         let tokens = (last.1 + (end - last.0) / bytes_per_token).max(1.0);
         while self.points.last().is_some_and(|point| point.0 >= end || point.1 >= tokens) {
             self.points.pop();
+            self.told.pop();
         }
         self.points.push((end, tokens));
     }
@@ -51,11 +68,14 @@ impl Scale {
         hit - hit % block.0.max(1)
     }
 
-    /// Whether tokens are known, not estimated, within a block of this depth.
-    pub(super) fn is_known_at(&self, blocks: u32) -> bool {
+    /// How well tokens are known within a block of this depth.
+    pub(super) fn known_at(&self, blocks: u32) -> Known {
         let at = f64::from(blocks) * BLOCK_BYTES as f64;
         let known = self.points.split_last().map_or(&[][..], |(_, known)| known);
-        known.iter().any(|point| (point.0 - at).abs() <= BLOCK_BYTES as f64)
+        let mut near = known.iter().zip(&self.told).filter(|(point, _)| (point.0 - at).abs() <= BLOCK_BYTES as f64);
+        // What a hit ends at says more than what is beside it.
+        let last = near.next_back().map(|(_, is_told)| *is_told);
+        last.map_or(Known::Estimated, |is_told| if is_told { Known::Told } else { Known::Exact })
     }
 
     fn at(&self, bytes: f64) -> f64 {

@@ -155,7 +155,7 @@ impl SavedRun {
         let blocks = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let mut exact = Vec::new();
         for _ in 0..from.u16()? {
-            exact.push(Exact { depth: from.u16()?, bytes: from.u32()?, tokens: from.u32()? });
+            exact.push(Exact { depth: from.u16()?, bytes: from.u32()?, tokens: from.u32()?, is_told: false, doubt: 0 });
         }
         Some(Self { parent, tenant, blocks, exact })
     }
@@ -233,8 +233,10 @@ impl Out {
             self.u64(tree.tenants.name(run.tenant));
             self.u16(run.len());
             run.blocks.iter().for_each(|block| self.u64(*block));
-            self.u16(run.exact.len() as u16);
-            for exact in &run.exact {
+            // What pods told is learnt again soon.
+            let exact = || run.exact.iter().filter(|exact| !exact.is_told);
+            self.u16(exact().count() as u16);
+            for exact in exact() {
                 self.u16(exact.depth);
                 self.u32(exact.bytes);
                 self.u32(exact.tokens);

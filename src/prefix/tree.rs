@@ -370,24 +370,29 @@ impl Tree {
 
     /// Notes the exact tokens of a prompt that ends with this chain, if the chain is known whole.
     pub(super) fn note(&mut self, chain: &[u64], bytes: u64, tokens: u64) {
-        self.note_if(chain, bytes, tokens, |_| true);
+        self.note_as(chain, bytes, tokens, false);
     }
 
-    /// Notes that this chain has at least so many tokens.
-    pub(super) fn note_least(&mut self, chain: &[u64], bytes: u64, tokens: u64) {
-        self.note_if(chain, bytes, tokens, |known| u64::from(known.tokens) < tokens);
+    /// Notes that prompts which share this chain and no more have so many tokens in common, as a pod told. What is exact stays.
+    pub(super) fn note_told(&mut self, chain: &[u64], bytes: u64, tokens: u64) {
+        self.note_as(chain, bytes, tokens, true);
     }
 
-    fn note_if(&mut self, chain: &[u64], bytes: u64, tokens: u64, replaces: impl Fn(&Exact) -> bool) {
+    fn note_as(&mut self, chain: &[u64], bytes: u64, tokens: u64, is_told: bool) {
         let mut path = Vec::new();
         self.path(chain, &mut path);
         let Some(step) = path.last().filter(|step| step.end() as usize == chain.len()) else { return };
         let Some(run) = self.runs.get_mut(step.run) else { return };
-        if run.exact.iter().any(|known| known.depth == step.matched && !replaces(known)) {
+        let (Ok(bytes), Ok(tokens)) = (u32::try_from(bytes), u32::try_from(tokens)) else { return };
+        if is_told && run.tell_again(step.matched, tokens) {
             return;
         }
-        let (Ok(bytes), Ok(tokens)) = (u32::try_from(bytes), u32::try_from(tokens)) else { return };
-        self.exacts += run.note(Exact { depth: step.matched, bytes, tokens });
+        let exact = Exact { depth: step.matched, bytes, tokens, is_told, doubt: 0 };
+        let is_there = |known: &Exact| (known.depth, known.bytes) == (exact.depth, exact.bytes) && !known.is_told;
+        if is_told && run.exact.iter().any(is_there) {
+            return;
+        }
+        self.exacts += run.note(exact);
     }
 
     /// Notes that the pod reported a hit of the first `blocks` of the chain; if `is_less`, of no more than these.

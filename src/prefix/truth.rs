@@ -8,7 +8,7 @@
 use super::fingerprint::{Boundary, Chain};
 use super::ratio::Ratio;
 use super::run::Depths;
-use super::scale::Scale;
+use super::scale::{Known, Scale};
 use crate::base::Tokens;
 
 /// What was believed of one pod when a prompt was sent there, in tokens and undiscounted.
@@ -28,8 +28,8 @@ pub(super) struct Basis {
     pub(super) touched: u64,
     /// The solid part in blocks.
     pub(super) solid_blocks: u32,
-    /// Whether its tokens are known from usage, not estimated.
-    pub(super) is_known: bool,
+    /// How well its tokens are known.
+    pub(super) known: Known,
 }
 
 impl Basis {
@@ -46,7 +46,7 @@ impl Basis {
             proven: 0,
             touched: 0,
             solid_blocks: held.prompted,
-            is_known: scale.is_known_at(held.prompted),
+            known: scale.known_at(held.prompted),
         }
     }
 
@@ -62,6 +62,9 @@ impl Basis {
     }
 }
 
+/// Tokens of a block of ours, about.
+const BLOCK_TOKENS: u64 = 64;
+
 /// What follows from a report.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Verdict {
@@ -74,11 +77,17 @@ pub(super) enum Verdict {
 }
 
 /// What a report of `cached` tokens says about the length of the solid part \[tokens\], if the belief ended there: hits are
-/// whole blocks, so the true length is up to a block more. `None` where the report is too far off to be about that.
+/// whole blocks, so the true length is up to a block more. `None` where the report is too far off to be about that, and where
+/// the length is known. What was told before is corrected downwards, and upwards by little: a hit that is much deeper than
+/// believed is one of something else.
 pub(super) fn told(basis: &Basis, cached: u64, block: Tokens) -> Option<u64> {
     let is_about_it = basis.tail == 0 && basis.coming == 0 && basis.solid_blocks > 0;
-    let is_likely = cached > basis.solid / 2 && cached / 2 < basis.solid + block.0;
-    (is_about_it && is_likely).then(|| cached + block.0 / 2)
+    let most = match basis.known {
+        Known::Estimated => 2 * (basis.solid + block.0),
+        Known::Told => basis.solid + BLOCK_TOKENS,
+        Known::Exact => 0,
+    };
+    (is_about_it && cached > basis.solid / 2 && cached < most).then(|| cached + block.0 / 2)
 }
 
 /// Judges a report of `cached` tokens by a pod with cache blocks of `block` tokens.
@@ -86,12 +95,15 @@ pub(super) fn judge(basis: &Basis, cached: u64, block: Tokens) -> Verdict {
     let ready = basis.solid + basis.tail;
     // Depths are estimated from bytes.
     let slack = block.0.max(16) + ready / 32;
-    if ready == 0 || !basis.is_known && told(basis, cached, block).is_some() {
+    if ready == 0 || basis.known == Known::Estimated && told(basis, cached, block).is_some() {
         return Verdict::Nothing;
     }
     if cached + slack < basis.solid {
         if basis.proven > cached + slack {
             return Verdict::Evicted;
+        }
+        if told(basis, cached, block).is_some() {
+            return Verdict::Nothing;
         }
         return Verdict::Kept { solid: cached as f64 / basis.solid as f64, tail: None };
     }
@@ -106,7 +118,7 @@ mod tests {
 
     #[track_caller]
     fn check((solid, tail, proven): (u64, u64, u64), cached: u64, expected: Verdict) {
-        let basis = Basis { solid, tail, proven, coming: 5_000, is_known: true, ..Basis::default() };
+        let basis = Basis { solid, tail, proven, coming: 5_000, known: Known::Exact, ..Basis::default() };
         assert_eq!(judge(&basis, cached, Tokens(16)), expected);
     }
 

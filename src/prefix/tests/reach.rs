@@ -73,3 +73,20 @@ fn a_shared_message_ends_where_the_next_begins() {
     serve(&index, &ask("Boats? "), (200, 112), None);
     assert_eq!(hit(&index, &ask("Rafts? ")), 112);
 }
+
+#[test]
+fn what_was_told_of_a_shared_length_is_corrected_by_two_that_agree_and_by_no_deeper_hit() {
+    let index = Index::default();
+    index.set_capacity(POD, Tokens(100_000), Tokens(16));
+    let system = ("system", "Answer like a harbour master would. ".repeat(13));
+    let ask = |what: &str| chat(&[system.clone(), ("user", what.repeat(30))]);
+    serve(&index, &ask("Ships? "), (200, 0), None);
+    // A pod that was warm before this gate came tells of more than is shared.
+    serve(&index, &ask("Boats? "), (200, 144), None);
+    assert_eq!(hit(&index, &ask("Rafts? ")), 144);
+    serve(&index, &ask("Rafts? "), (200, 112), None);
+    serve(&index, &ask("Buoys? "), (200, 112), None);
+    assert_eq!(hit(&index, &ask("Locks? ")), 112);
+    serve(&index, &ask("Locks? "), (400, 384), None);
+    assert_eq!(hit(&index, &ask("Wharf? ")), 112, "so deep a hit is one of something else");
+}
