@@ -16,7 +16,7 @@ use tidegate::pods::health::Settings;
 use tidegate::pods::{Facts, Fleet, Marks, PodSpec, Reading, Reservation, Role, Served, Table, Work};
 use tidegate::prefix::{Chain, Fingerprint, Hits, Index, Limits};
 use tidegate::scheduling::scorers::REGISTRY;
-use tidegate::scheduling::{Candidates, Context, Desk, Detail, Guesses, Profile, Query, Request, place};
+use tidegate::scheduling::{Candidates, Context, Desk, Detail, Profile, Query, Request, place};
 
 const BLOCKS: usize = 512;
 const PROMPT: Tokens = Tokens(32_768);
@@ -114,15 +114,7 @@ fn plans(fleet: &Fleet, index: &Index, prompts: &[Fingerprint], rng: &mut Rng) {
         let looked = started.elapsed();
         let marks = Marks::of(&prompt.chains[0].blocks, 64.0);
         let request = Request::new("m", PROMPT);
-        let query = Query {
-            fleet,
-            request: &request,
-            hits: &hits,
-            guesses: Guesses::default(),
-            marks: Some(&marks),
-            rank: None,
-            now: NOW,
-        };
+        let query = Query { marks: Some(&marks), ..Query::new(fleet, &request, &hits, NOW) };
         black_box(place(&profile, &query, rng, Detail::Off, &mut desk));
         whole.push(started.elapsed());
         lookups.push(looked);
@@ -147,8 +139,7 @@ fn scorers(fleet: &Fleet, rng: &mut Rng) {
     let held = fleet.pods.iter().filter(|_| rng.below(20) == 0).map(|pod| (pod.id, Tokens(20_000), Tokens(0)));
     let hits = Hits::made_up(PROMPT, held);
     let request = Request { session: Some(7), head: Some(9), ..Request::new("m", PROMPT) };
-    let query =
-        Query { fleet, request: &request, hits: &hits, guesses: Guesses::default(), marks: None, rank: None, now: NOW };
+    let query = Query::new(fleet, &request, &hits, NOW);
     let mut desk = Desk::default();
     desk.survey(None, &query, 0);
     let cx: Context<'_> = desk.context(&query);

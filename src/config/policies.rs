@@ -35,7 +35,7 @@ mod tests {
     use crate::pods::health::Settings;
     use crate::pods::{PodSpec, Table};
     use crate::prefix::Hits;
-    use crate::scheduling::{Desk, Detail, Guesses, Query, Request, place};
+    use crate::scheduling::{Desk, Detail, Query, Request, place};
 
     #[test]
     fn every_policy_says_what_it_is_and_decides() {
@@ -51,15 +51,7 @@ mod tests {
         let (fleet, mut desk) = (table.fleet(), Desk::default());
         let hits = Hits::made_up(Tokens(1000), [(fleet.pods.first().unwrap().id, Tokens(900), Tokens(0))]);
         let request = Request { head: Some(5), ..Request::new("m", Tokens(1000)) };
-        let query = Query {
-            fleet: &fleet,
-            request: &request,
-            hits: &hits,
-            guesses: Guesses::default(),
-            marks: None,
-            rank: None,
-            now: Mono(9_000_000),
-        };
+        let query = Query::new(&fleet, &request, &hits, Mono(9_000_000));
         for (name, text) in TEXTS {
             assert!(check(text).is_empty(), "{name}: {:#?}", check(text));
             for word in if *name == "marginal-cost" { &["The default"][..] } else { &["Source:", "Differences:"][..] } {

@@ -18,13 +18,19 @@ pub(super) enum Known {
     Exact,
 }
 
+/// So many tokens in so many bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Point {
+    bytes: f64,
+    tokens: f64,
+    is_told: bool,
+}
+
 /// Tokens by canonical bytes, as a line through what is known. Kept for its memory.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scale {
     /// Bytes and tokens, both growing; the last is the prompt's end.
-    points: Vec<(f64, f64)>,
-    /// Whether they are exact, or told.
-    told: Vec<bool>,
+    points: Vec<Point>,
     /// How many bytes it shares where it shares so many blocks.
     reach: (u32, f64),
 }
@@ -33,32 +39,30 @@ impl Scale {
     /// Takes the prompt `chain`, of which the tree knows `path`; prompts of token ids need no exact usage.
     pub(super) fn set(&mut self, tree: &Tree, path: &[Step], chain: &Chain, bytes_per_token: f64, is_ids: bool) {
         self.points.clear();
-        self.told.clear();
         self.reach = reach(tree, path, chain);
         let end = chain.bytes as f64;
-        let mut last = (0.0, 0.0);
+        let mut last = Point::default();
         for step in path.iter().filter(|_| !is_ids) {
             let exact = tree.runs.get(step.run).map_or(&[][..], |run| &run.exact);
             for exact in exact.iter().filter(|exact| exact.depth <= step.matched) {
-                let point = (f64::from(exact.bytes), f64::from(exact.tokens));
-                if point.0 > last.0 && point.1 > last.1 {
+                let (bytes, tokens) = (f64::from(exact.bytes), f64::from(exact.tokens));
+                let point = Point { bytes, tokens, is_told: exact.is_told };
+                if bytes > last.bytes && tokens > last.tokens {
                     self.points.push(point);
-                    self.told.push(exact.is_told);
                     last = point;
                 }
             }
         }
-        let tokens = (last.1 + (end - last.0) / bytes_per_token).max(1.0);
-        while self.points.last().is_some_and(|point| point.0 >= end || point.1 >= tokens) {
+        let tokens = (last.tokens + (end - last.bytes) / bytes_per_token).max(1.0);
+        while self.points.last().is_some_and(|point| point.bytes >= end || point.tokens >= tokens) {
             self.points.pop();
-            self.told.pop();
         }
-        self.points.push((end, tokens));
+        self.points.push(Point { bytes: end, tokens, is_told: false });
     }
 
     /// Tokens of the whole prompt.
     pub(super) fn total(&self) -> Tokens {
-        Tokens(self.points.last().map_or(0, |point| point.1 as u64))
+        Tokens(self.points.last().map_or(0, |point| point.tokens as u64))
     }
 
     /// Tokens of its first blocks, in whole blocks of the pod; the last token of a prompt is always computed.
@@ -72,18 +76,17 @@ impl Scale {
     pub(super) fn known_at(&self, blocks: u32) -> Known {
         let at = f64::from(blocks) * BLOCK_BYTES as f64;
         let known = self.points.split_last().map_or(&[][..], |(_, known)| known);
-        let mut near = known.iter().zip(&self.told).filter(|(point, _)| (point.0 - at).abs() <= BLOCK_BYTES as f64);
         // What a hit ends at says more than what is beside it.
-        let last = near.next_back().map(|(_, is_told)| *is_told);
-        last.map_or(Known::Estimated, |is_told| if is_told { Known::Told } else { Known::Exact })
+        let near = known.iter().rfind(|point| (point.bytes - at).abs() <= BLOCK_BYTES as f64);
+        near.map_or(Known::Estimated, |point| if point.is_told { Known::Told } else { Known::Exact })
     }
 
     fn at(&self, bytes: f64) -> f64 {
-        let next = self.points.partition_point(|point| point.0 < bytes);
+        let next = self.points.partition_point(|point| point.bytes < bytes);
         let low = next.checked_sub(1).and_then(|before| self.points.get(before)).copied().unwrap_or_default();
-        let Some(high) = self.points.get(next) else { return low.1 };
-        let part = (bytes - low.0) / (high.0 - low.0).max(1.0);
-        low.1 + (high.1 - low.1) * part
+        let Some(high) = self.points.get(next) else { return low.tokens };
+        let part = (bytes - low.bytes) / (high.bytes - low.bytes).max(1.0);
+        low.tokens + (high.tokens - low.tokens) * part
     }
 }
 

@@ -167,7 +167,7 @@ impl Ask {
         self.on(&self.place(pod, now)).sum()
     }
 
-    /// Cost and own prefill on a pod of which only the counters are looked at: a calm pod without other ranks, with everything
+    /// The cost on a pod of which only the counters are looked at: a calm pod without other ranks, with everything
     /// loaded. The price is left out. `line` is kept from pod to pod: most of a fleet has one step time, and nothing of the
     /// prompt, and then the cost is a sum of four products.
     #[inline]

@@ -64,15 +64,18 @@ impl Guesses {
     /// Tokens that `pod` counts as holding beyond the `hit` that is known.
     #[inline]
     pub fn beyond(&self, pod: PodId, hit: Tokens) -> Tokens {
-        let most = self.of(pod).fold(0.0, |most: f64, guess| most.max(guess.worth));
-        Tokens((most as u64).saturating_sub(hit.0))
+        self.most(pod, |_| true).less(hit)
     }
 
     /// Tokens that `pod` is expected to hold beyond the `hit` that is known.
     pub fn expected(&self, pod: PodId, hit: Tokens) -> Tokens {
-        let guesses = self.of(pod).filter(|guess| guess.kind != Kind::Draw);
-        let most = guesses.fold(0.0, |most: f64, guess| most.max(guess.worth));
-        Tokens((most as u64).saturating_sub(hit.0))
+        self.most(pod, |kind| kind != Kind::Draw).less(hit)
+    }
+
+    /// The best guess at `pod` among those of the kinds that count.
+    fn most(&self, pod: PodId, counts: impl Fn(Kind) -> bool) -> Tokens {
+        let guesses = self.of(pod).filter(|guess| counts(guess.kind));
+        Tokens(guesses.fold(0.0, |most: f64, guess| most.max(guess.worth)) as u64)
     }
 
     /// What is not known of `pod` because others send requests there in the same moment: 0 to their share of the load, by

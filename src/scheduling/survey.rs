@@ -41,6 +41,14 @@ pub struct Query<'a> {
     pub now: Mono,
 }
 
+impl<'a> Query<'a> {
+    /// A query of a gate that is alone, about a prompt of which nothing is pinned and no rank was chosen; set the rest by struct
+    /// update.
+    pub fn new(fleet: &'a Fleet, request: &'a Request<'a>, hits: &'a Hits, now: Mono) -> Self {
+        Self { fleet, request, hits, guesses: Guesses::default(), marks: None, rank: None, now }
+    }
+}
+
 /// One pod of a large fleet, ranked.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rough {

@@ -64,15 +64,7 @@ fn the_pod_of_a_cut_fleet_costs_no_more_than_the_best_of_all() {
         let prompt = 200 + rng.below(60_000);
         let hits = any_hits(&fleet, prompt, &mut rng);
         let request = Request::new("m", Tokens(prompt));
-        let query = Query {
-            fleet: &fleet,
-            request: &request,
-            hits: &hits,
-            guesses: Guesses::default(),
-            marks: None,
-            rank: None,
-            now: NOW,
-        };
+        let query = Query::new(&fleet, &request, &hits, NOW);
         let chosen = place(&profile, &query, &mut rng, Detail::Off, &mut cut).chosen.unwrap();
         assert!(cut.views().len() <= BEST && cut.left_out.pods > 800, "seed {seed}");
         whole.survey(None, &query, 0);
@@ -93,15 +85,7 @@ fn equals_of_a_cut_fleet_all_have_their_turn() {
     let (_table, fleet) = fleet(600, 1);
     let (mut desk, profile, hits) = (Desk::default(), Profile::default(), Hits::default());
     let request = Request::new("m", Tokens(900));
-    let query = Query {
-        fleet: &fleet,
-        request: &request,
-        hits: &hits,
-        guesses: Guesses::default(),
-        marks: None,
-        rank: None,
-        now: NOW,
-    };
+    let query = Query::new(&fleet, &request, &hits, NOW);
     let mut rng = Rng::new(3);
     let mut seen: Vec<_> =
         (0..3_000).map(|_| place(&profile, &query, &mut rng, Detail::Off, &mut desk).chosen.unwrap()).collect();
@@ -118,15 +102,7 @@ fn pods_in_trouble_are_seen_and_counted_against_the_whole_fleet() {
     }
     let (mut desk, profile, hits) = (Desk::default(), Profile::default(), Hits::default());
     let pinned = Request { pinned: Some(PodId(555)), ..Request::new("m", Tokens(900)) };
-    let query = Query {
-        fleet: &fleet,
-        request: &pinned,
-        hits: &hits,
-        guesses: Guesses::default(),
-        marks: None,
-        rank: None,
-        now: NOW,
-    };
+    let query = Query::new(&fleet, &pinned, &hits, NOW);
     let decision = place(&profile, &query, &mut Rng::new(1), Detail::Off, &mut desk);
     assert_eq!((decision.chosen, decision.mode), (Some(PodId(555)), Mode::Pinned));
     assert_eq!(decision.considered as usize, 50 - 5 + 1 + BEST);
@@ -143,15 +119,7 @@ fn ranks_of_one_engine_see_each_others_decodes_and_a_rank_can_be_asked_for() {
     let mut booking = Reservation::book(Arc::clone(&fleet.pods[1]), Tokens(10), Tokens(10));
     booking.first_token(NOW);
     let (mut desk, hits, request) = (Desk::default(), Hits::default(), Request::new("m", Tokens(900)));
-    let query = Query {
-        fleet: &fleet,
-        request: &request,
-        hits: &hits,
-        guesses: Guesses::default(),
-        marks: None,
-        rank: None,
-        now: NOW,
-    };
+    let query = Query::new(&fleet, &request, &hits, NOW);
     desk.survey(None, &query, 0);
     let peers: Vec<_> = desk.views().iter().map(|pod| pod.peers_decoding).collect();
     assert_eq!(peers, [1, 0, 1, 1, 0, 0, 0, 0]);
