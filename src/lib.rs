@@ -107,6 +107,7 @@ pub mod observe;
 pub mod pods;
 pub mod prefix;
 
+pub mod disagg;
 pub mod flow;
 pub mod scheduling;
 

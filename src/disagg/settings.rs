@@ -1,0 +1,132 @@
+//! What configuration says of prefill and decode on two pods: the section `disaggregation`.
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How the pods hand over KV blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectorName {
+    /// `NixlConnector`: the decoder pulls the blocks.
+    #[default]
+    Nixl,
+}
+
+/// What decides between one pod and two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Decider {
+    /// Whatever is predicted to cost less, for this request at this moment.
+    #[default]
+    Cost,
+    /// Two pods whenever it can be done.
+    Always,
+    /// One pod.
+    Never,
+    /// Two pods if at least `uncached_tokens_min` tokens of the prompt are not in the decoder's cache.
+    UncachedTokens,
+}
+
+/// What becomes of a request whose prefill failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Fallback {
+    /// A decode pod does it all.
+    #[default]
+    Fallback,
+    /// The client gets an error.
+    Fail,
+}
+
+/// Settings under `disaggregation`. They count only where some pods have the role `prefill`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How the pods hand over KV blocks: `nixl`.
+    pub connector: ConnectorName,
+    /// What decides between one pod and two: `cost`, `always`, `never`, `uncached_tokens`.
+    pub decider: Decider,
+    /// For `uncached_tokens`: fewer tokens to compute than this stay with the decode pod.
+    pub uncached_tokens_min: u64,
+    /// What becomes of a request whose prefill failed: `fallback` (a decode pod does it all) or `fail`.
+    pub on_prefill_failure: Fallback,
+    /// `kv_lease_duration` of the prefill pods, in seconds. Must be what the pods have: an answer of a prefill that is used
+    /// too late gives wrong text.
+    pub lease_s: f64,
+    /// Longest time for a prefill, in seconds.
+    pub prefill_timeout_s: f64,
+    /// Compare the first token of the decoder with the prefiller's own before anything reaches the client.
+    pub sentinel: bool,
+    /// Make each pair's first contact when it is discovered, by a request of a few tokens.
+    pub prewarm: bool,
+    /// How long a pair that failed to hand over is not used, in seconds.
+    pub suspect_s: f64,
+    /// Hand the prefiller's token ids to the decoder, so that it need not tokenize (vLLM 0.30 and newer).
+    pub pass_token_ids: bool,
+    /// Put the prefill pod's own address in place of the host it tells, for pods that tell `localhost`.
+    pub rewrite_host: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            connector: ConnectorName::default(),
+            decider: Decider::default(),
+            uncached_tokens_min: 512,
+            on_prefill_failure: Fallback::default(),
+            lease_s: 30.0,
+            prefill_timeout_s: 120.0,
+            sentinel: true,
+            prewarm: true,
+            suspect_s: 30.0,
+            pass_token_ids: false,
+            rewrite_host: false,
+        }
+    }
+}
+
+impl Settings {
+    /// Everything that makes no sense, as (field, what to write instead).
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        for (field, value, least) in [
+            ("lease_s", self.lease_s, 5.0),
+            ("prefill_timeout_s", self.prefill_timeout_s, 0.1),
+            ("suspect_s", self.suspect_s, 0.0),
+        ] {
+            if !(least..=86_400.0).contains(&value) {
+                problems.push((field, format!("{value} is out of range; write {least} to 86400 seconds")));
+            }
+        }
+        problems
+    }
+
+    /// See [`Settings::lease_s`].
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs_f64(self.lease_s)
+    }
+
+    /// See [`Settings::prefill_timeout_s`].
+    pub fn prefill_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.prefill_timeout_s)
+    }
+
+    /// See [`Settings::suspect_s`].
+    pub fn suspect(&self) -> Duration {
+        Duration::from_secs_f64(self.suspect_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_is_told() {
+        assert_eq!(Settings::default().problems(), []);
+        let bad = Settings { lease_s: 2.0, prefill_timeout_s: f64::NAN, ..Settings::default() };
+        let fields: Vec<_> = bad.problems().into_iter().map(|problem| problem.0).collect();
+        assert_eq!(fields, ["lease_s", "prefill_timeout_s"]);
+    }
+}
