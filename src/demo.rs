@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::app::{App, StartError};
 use crate::config::ServeArgs;
-use crate::sim::http::{Fleet, SimConfig};
+use crate::sim::http::{Fleet, SimConfig, SimPod, SimRole};
 
 /// Arguments of `tidegate demo`.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,13 +21,16 @@ pub struct DemoArgs {
     /// How many times faster than an 8B model on one GPU.
     #[arg(long, default_value_t = 1.0)]
     pub speed: f64,
+    /// Prefill and decode on two pods: one pod prefills, two decode, in place of `--pods`.
+    #[arg(long)]
+    pub pd: bool,
 }
 
 /// A running demonstration.
 pub struct Demo {
     app: App,
     pods: Vec<SocketAddr>,
-    _fleet: Fleet,
+    _fleets: Vec<Fleet>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -41,17 +44,29 @@ impl Demo {
             log_requests_max: 0,
             ..SimConfig::default()
         };
-        let fleet = runtime.block_on(Fleet::start(args.pods.max(1), config))?;
-        let pods = fleet.addrs();
+        let start =
+            |count: usize, role: SimRole| runtime.block_on(Fleet::start(count, SimConfig { role, ..config.clone() }));
+        let fleets = if args.pd {
+            vec![start(1, SimRole::Prefill)?, start(2, SimRole::Decode)?]
+        } else {
+            vec![start(args.pods.max(1), SimRole::Both)?]
+        };
+        let of = |role: SimRole| {
+            let own = fleets.iter().flat_map(|fleet| &fleet.pods).filter(move |pod| pod.config().role == role);
+            own.map(SimPod::url).collect::<Vec<_>>()
+        };
         let serve = ServeArgs {
             listen: Some(args.listen),
             admin: Some(args.admin),
-            pod: pods.iter().map(|addr| format!("http://{addr}")).collect(),
+            pod: of(SimRole::Both),
+            prefill: of(SimRole::Prefill),
+            decode: of(SimRole::Decode),
             explain: true,
             access_log: Some("off".to_owned()),
             ..ServeArgs::default()
         };
-        Ok(Self { app: App::start(serve, None)?, pods, _fleet: fleet, _runtime: runtime })
+        let pods = fleets.iter().flat_map(Fleet::addrs).collect();
+        Ok(Self { app: App::start(serve, None)?, pods, _fleets: fleets, _runtime: runtime })
     }
 
     /// What to type next.

@@ -9,7 +9,8 @@
 //! main, demo   arguments, exit codes; gate and simulated pods in one process
 //! app          builds every room, connects, starts, stops; knows all, decides nothing
 //! 4  config      tree of settings -> Config; problems with place and remedy -> settings of all rooms
-//! 3  proxy       the data path: accept, check, plan, forward, stream back   -> scheduling, flow, api, prefix, pods, observe
+//! 3  proxy       the data path: accept, check, plan, forward, stream back   -> scheduling, flow, disagg, api, prefix, pods,
+//!                                                                              observe
 //!    admin       health, metrics, pods, explain, safe mode                  -> export, observe, pods
 //!    export      Prometheus text, access log                                -> observe, pods
 //!    discovery   list and DNS -> pods                                       -> pods, observe
@@ -18,6 +19,7 @@
 //!    runtime     the one clock, the one way to start a task
 //! 2  scheduling  filters, scorers, picker -> decision                       -> prefix, pods, api
 //!    flow        admission, retry rules and budget, poison guard            -> pods, api
+//!    disagg      one pod or two, connectors, leases, sentinel, life of legs  -> scheduling, prefix, pods, api
 //! 1  api         routes, anatomy of a body, splice, event scan, error shapes
 //!    prefix      prompt -> block hashes; which pod has seen which           -> api
 //!    pods        table, readings, bookings, health
@@ -39,7 +41,9 @@
 //!   proxy::intake    balanced -> read_body -> facts                      Anatomy::read, model(), strip_dangerous, Fingerprint::of,
 //!                                                                        splice; then Guards::admit, Guards::poisoned
 //! proxy::attempt   Exchange::attempts                                 until an answer is committed or the rules end it:
-//!   proxy::plan      choose -> plan                                      Index::lookup_into, scheduling::place | safe_mode
+//!   proxy::plan      choose | choose_legs -> plan                        Index::lookup_into, scheduling::place | safe_mode,
+//!                                                                        disagg::weigh
+//!   proxy::legs      legs: prefill -> decode, as disagg::Life says       on two pods; what fails is planned anew, or on one
 //!   proxy::attempt   Trial::begin -> attempt -> ask                      books load, health and prefix claim; headers::to_pod
 //!   proxy::upstream  checkout | connect, send, head, body                own HTTP/1.1 client, pool per worker
 //!   proxy::relay     relay -> stream | plain                             holds all until the first data, then commit()
@@ -52,7 +56,10 @@
 //!
 //! # What always holds
 //!
-//! - A body goes to the pod byte for byte, except for members that endanger pods and a model's alias (`api::splice`).
+//! - A body goes to the pod byte for byte, except for members that endanger pods and a model's alias (`api::splice`), and what
+//!   two legs need (`disagg::body`).
+//! - KV blocks that a prefill pod may have let go are never read for a client: a lease is used once and early, and the decoder's
+//!   first token is held against the prefiller's.
 //! - Nothing reaches the client before *commit*; nothing is tried again after it.
 //! - Whatever is booked for an attempt is given back by a guard's `Drop`, a panic included: in-flight gauges end at 0.
 //! - Every map, buffer, wait and retry has a named limit. One access line per request, with one cause from a closed list.
@@ -62,8 +69,8 @@
 //! (a body is read whole, so that it can be planned and sent again), compression, caching of answers, sticky cookies,
 //! configuration by environment, plug-ins loaded at run time.
 //!
-//! Not built yet, though names leave room for it: prefill and decode on two pods, queues by class and tenant, client keys,
-//! TLS, Kubernetes discovery, an index fed by KV events, OpenTelemetry export, autoscaling.
+//! Not built yet, though names leave room for it: connectors other than NIXL, queues by class and tenant, client keys, TLS,
+//! Kubernetes discovery, an index fed by KV events, OpenTelemetry export, autoscaling.
 //!
 //! # Where it differs from the first design, and why
 //!
@@ -94,6 +101,10 @@
 //! | caller, tenant, class, trust | who sends; who is charged; how urgent; how far it is believed (today one caller for all) |
 //! | plan, decision | choosing a pod; the result with its reasons |
 //! | attempt | one try of a request on one pod |
+//! | leg | one of the two calls of a request that is prefilled on one pod and decoded on another |
+//! | lease | how long a prefill pod keeps blocks for a decoder that has said nothing |
+//! | sentinel | the check that both pods made the same first token |
+//! | epoch | counts up when a pod's prefix cache may be poisoned; it enters the salt of all later requests there |
 //! | commit | the first data event that is neither comment nor error, or the first body byte, goes to the client |
 //! | good ending | what ends a whole stream: `[DONE]`, `response.completed`, `message_stop` |
 //! | cause | how a request ended: one word of `observe::Cause` |

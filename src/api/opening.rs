@@ -114,10 +114,10 @@ fn message(message: &[u8]) -> Opening<'_> {
     for member in json::members(message) {
         match member.key {
             b"content" | b"reasoning" | b"reasoning_content" if found == Opening::Nothing => found = text(member.value),
-            b"tool_calls" | b"function_call" | b"refusal" => {
-                if !matches!(member.value, b"null" | b"[]" | b"{}" | b"\"\"") {
-                    return Opening::Other;
-                }
+            b"tool_calls" | b"function_call" | b"refusal"
+                if !matches!(member.value, b"null" | b"[]" | b"{}" | b"\"\"") =>
+            {
+                return Opening::Other;
             }
             _ => {}
         }

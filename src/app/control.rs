@@ -14,7 +14,7 @@ use crate::discovery;
 use crate::observe::{Readiness, Secret, StepTimeSeries};
 use crate::pods::Pod;
 use crate::prefix::Snapshot;
-use crate::proxy::Gate;
+use crate::proxy::{Gate, prewarm};
 use crate::runtime::{now, supervise};
 use crate::scheduling::latency::{REGIMES, Report};
 use crate::telemetry::{Credential, Event, Observer, Telemetry};
@@ -99,6 +99,7 @@ impl Control {
         let _tasks = [
             supervise("discovery", discovery::run(sources_seen, settings_seen, Arc::clone(&self.gate.table), tried)),
             supervise("telemetry", Arc::clone(&telemetry).run()),
+            supervise("first contacts", prewarm::run(Arc::clone(&self.gate))),
             supervise("readiness", first_fleet(Arc::clone(&self.gate), Arc::clone(&self.readiness), tried_seen)),
         ];
         let mut poll = tokio::time::interval(Duration::from_secs(POLL_INTERVAL_S));
@@ -122,6 +123,7 @@ impl Control {
         let fleet = self.gate.table.fleet();
         self.readiness.keep(|pod| fleet.find(pod).is_some());
         self.gate.index.keep(|pod| fleet.find(pod).is_some());
+        self.gate.pairs.keep(|pod| fleet.find(pod).is_some());
         if let Some((used, max)) = setup::resident_bytes().zip(config.limits.memory_bytes_max.or(self.memory_max)) {
             self.gate.metrics.memory_stage.set(self.gate.memory.tell(used, max) as u64);
         }
@@ -206,6 +208,7 @@ fn observer(gate: &Arc<Gate>, readiness: &Arc<Readiness>, saved: &Arc<Saved>) ->
         }
         Event::Restarted(pod) => {
             gate.index.wipe(pod.id);
+            gate.pairs.restarted(pod.id);
             gate.guards.died(now(), pod.id);
             gate.metrics.pod_events.inc("restarted");
             tracing::info!(pod = %pod.id, "pod restarted");

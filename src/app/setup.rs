@@ -26,6 +26,7 @@ pub(super) fn rules(config: &Config) -> Rules {
     rules.is_client_logged = config.observe.is_client_logged;
     rules.retry = config.retry.clone();
     rules.bounds = config.flow.clone();
+    rules.disagg = config.disaggregation.clone();
     rules.memory_bytes_max = config.flow.body_bytes_held_max;
     rules
 }

@@ -9,7 +9,7 @@ use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
 use crate::proxy::settings::{Limits, Listen, Model, Timeouts, Trust};
-use crate::{admin, export, flow, observe, telemetry};
+use crate::{admin, disagg, export, flow, observe, telemetry};
 
 /// What the configuration means. Each part is handed to its room.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +34,8 @@ pub struct Config {
     pub flow: flow::GateSettings,
     /// Retries.
     pub retry: flow::RetrySettings,
+    /// Prefill and decode on two pods.
+    pub disaggregation: disagg::Settings,
     /// Limits and deadlines.
     pub limits: Limits,
     /// How pods are watched.
@@ -108,6 +110,7 @@ impl Config {
             prefix: tree.prefix,
             flow: tree.flow,
             retry: tree.retry,
+            disaggregation: tree.disaggregation,
             limits: tree.limits,
             telemetry: tree.telemetry,
             observe: tree.observe,
@@ -191,6 +194,7 @@ fn sections(tree: &Tree, found: &mut Found) {
         ("listen", tree.listen.problems()),
         ("limits", tree.limits.problems()),
         ("telemetry", tree.telemetry.problems()),
+        ("disaggregation", tree.disaggregation.problems()),
     ];
     for (key, problems) in rooms {
         found.extend(problems.into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));

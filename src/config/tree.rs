@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sections::{Prefix, Routing};
 use crate::proxy::settings::{Limits, Listen, Model, Trust};
-use crate::{admin, discovery, flow, observe, telemetry};
+use crate::{admin, disagg, discovery, flow, observe, telemetry};
 
 /// The configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -30,6 +30,8 @@ pub struct Tree {
     pub flow: flow::GateSettings,
     /// What is tried again on another pod.
     pub retry: flow::RetrySettings,
+    /// Prefill on one pod, decode on another, where pods have these roles.
+    pub disaggregation: disagg::Settings,
     /// What is refused, and when the gate gives up.
     pub limits: Limits,
     /// How pods are watched.

@@ -52,7 +52,7 @@ impl Lease {
 
     /// Whether, at `now`, the blocks may be gone if no heartbeat came.
     pub fn may_be_over(&self, now: Mono) -> bool {
-        self.age(now) >= self.length - self.length / 6
+        self.age(now) >= self.length * 5 / 6
     }
 
     /// When the pod has surely let go of the blocks if nobody came for them.

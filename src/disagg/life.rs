@@ -9,7 +9,7 @@
 //!            late                          alone or fail, as configured
 //!            done                          decode, under a lease
 //! leased     lease too old when sending    another pair, else alone; the old lease runs out
-//!            decoder not reached           another decoder, same lease
+//!            decoder not reached           another decoder, same lease (at most twice)
 //! decoding   refused, died, KV load failed,
 //!            wrong first token, blocks may have been let go  another pair, else alone
 //!            late                          fail
@@ -23,6 +23,9 @@
 //! reached leaves the lease as it was.
 use super::lease::{Lease, Timing};
 use crate::base::Mono;
+
+/// Most decoders that cannot be reached, before it is given up. They have done no work, so they are no decodes.
+const UNREACHED_MAX: u8 = 2;
 
 /// Bounds and choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,16 +175,29 @@ pub struct Life {
     phase: Phase,
     prefills: u8,
     decodes: u8,
+    /// Decoders that could not be reached.
+    unreached: u8,
     /// A lease that no decoder was sent yet.
     lease: Option<Lease>,
     /// Leases that were given up before they were sent.
     dropped: u8,
+    /// The last prefill failed.
+    is_prefill_lost: bool,
 }
 
 impl Life {
     /// A request for which a pair has been chosen, and the first thing to do.
     pub const fn begin(rules: Rules) -> (Self, Act) {
-        let life = Self { rules, phase: Phase::Prefilling, prefills: 1, decodes: 0, lease: None, dropped: 0 };
+        let life = Self {
+            rules,
+            phase: Phase::Prefilling,
+            prefills: 1,
+            decodes: 0,
+            unreached: 0,
+            lease: None,
+            dropped: 0,
+            is_prefill_lost: false,
+        };
         (life, Act::Prefill)
     }
 
@@ -213,9 +229,10 @@ impl Life {
                 self.prefills += 1;
                 self.go(Phase::Prefilling, Act::Prefill)
             }
-            (Phase::Planning, Event::NotPlanned) => self.alone(),
+            (Phase::Planning, Event::NotPlanned) if self.rules.falls_back || !self.is_prefill_lost => self.alone(),
             (Phase::Prefilling, Event::PrefillDone(lease)) => {
                 self.lease = Some(lease);
+                self.is_prefill_lost = false;
                 self.go(Phase::Leased, Act::Decode)
             }
             (Phase::Prefilling, Event::PrefillFailed(fault)) => self.prefill_failed(fault),
@@ -230,8 +247,8 @@ impl Life {
                 }
             },
             (Phase::Leased, Event::DecodeFailed(DecodeFault::Unreached)) => {
-                self.decodes += 1;
-                if self.decodes < self.rules.decodes_max {
+                self.unreached += 1;
+                if self.unreached <= UNREACHED_MAX {
                     return self.go(Phase::Planning, Act::Plan(Want::Decoder));
                 }
                 self.drop_lease();
@@ -252,6 +269,7 @@ impl Life {
 
     fn prefill_failed(&mut self, fault: PrefillFault) -> Act {
         let has_more = self.prefills < self.rules.prefills_max;
+        self.is_prefill_lost = true;
         match fault {
             PrefillFault::Judged => self.alone(),
             PrefillFault::Refused | PrefillFault::Lost if has_more => self.go(Phase::Planning, Act::Plan(Want::Pair)),
@@ -292,5 +310,4 @@ impl Life {
 }
 
 #[cfg(test)]
-#[path = "life_tests.rs"]
 mod tests;

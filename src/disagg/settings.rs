@@ -56,10 +56,13 @@ pub struct Settings {
     pub lease_s: f64,
     /// Longest time for a prefill, in seconds.
     pub prefill_timeout_s: f64,
-    /// Compare the first token of the decoder with the prefiller's own before anything reaches the client.
+    /// Check, before anything reaches the client, that the decoder read what the prefiller wrote: its first token against the
+    /// prefiller's own and, if that came late, the prefill pod's count of leases that ran out.
     pub sentinel: bool,
     /// Make each pair's first contact when it is discovered, by a request of a few tokens.
     pub prewarm: bool,
+    /// Labels that a prefill pod and a decode pod must have in common to be used together, such as `rack` or `fabric`.
+    pub pair_labels: Vec<String>,
     /// How long a pair that failed to hand over is not used, in seconds.
     pub suspect_s: f64,
     /// Hand the prefiller's token ids to the decoder, so that it need not tokenize (vLLM 0.30 and newer).
@@ -79,6 +82,7 @@ impl Default for Settings {
             prefill_timeout_s: 120.0,
             sentinel: true,
             prewarm: true,
+            pair_labels: Vec::new(),
             suspect_s: 30.0,
             pass_token_ids: false,
             rewrite_host: false,

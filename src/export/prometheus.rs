@@ -115,6 +115,15 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Panics => family(&metrics.panics, to),
         M::Degradations => family(&metrics.degradations, to),
         M::Plans => family(&metrics.plans, to),
+        M::DisaggRemote => family(&metrics.disagg_remote, to),
+        M::DisaggLocal => family(&metrics.disagg_local, to),
+        M::DisaggReplans => family(&metrics.disagg_replans, to),
+        M::DisaggSentinel => family(&metrics.disagg_sentinel, to),
+        M::DisaggLeases => family(&metrics.disagg_leases, to),
+        M::DisaggTokensTwice => to.sample(&[], metrics.disagg_tokens_twice.load(Relaxed)),
+        M::DisaggPrefill => models(metrics, |model| to.histogram(&model.name, &model.legs.prefill.snapshot())),
+        M::DisaggHandover => models(metrics, |model| to.histogram(&model.name, &model.legs.handover.snapshot())),
+        M::DisaggLeaseAge => models(metrics, |model| to.histogram(&model.name, &model.legs.lease_age.snapshot())),
         M::PodEvents => family(&metrics.pod_events, to),
         M::Scrapes => family(&metrics.scrapes, to),
         M::ConfigReloads => family(&metrics.config_reloads, to),
@@ -138,7 +147,8 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         | M::PodReadingAge
         | M::PodRunning
         | M::PodWaiting
-        | M::PodKvUsed => {
+        | M::PodKvUsed
+        | M::PodKvExpired => {
             for pod in &scrape.fleet.pods {
                 pod_samples(metric, pod, scrape.now, to);
             }
@@ -193,6 +203,11 @@ fn pod_samples(metric: MetricName, pod: &Pod, now: Mono, to: &mut Writer<'_>) {
         MetricName::PodWaiting => {
             if let Some(waiting) = reading.and_then(|reading| reading.waiting) {
                 to.sample(&[&id], waiting.into());
+            }
+        }
+        MetricName::PodKvExpired => {
+            if let Some(expired) = reading.and_then(|reading| reading.kv_expired) {
+                to.sample(&[&id], expired);
             }
         }
         MetricName::PodKvUsed => {
@@ -293,6 +308,9 @@ mod tests {
             &metrics.stripped_members,
             &metrics.panics,
             &metrics.degradations,
+            &metrics.disagg_remote,
+            &metrics.disagg_local,
+            &metrics.disagg_replans,
             &metrics.pod_events,
         ] {
             family.inc("word");
@@ -314,7 +332,13 @@ mod tests {
             labels: std::collections::BTreeMap::new(),
         }]);
         for pod in added {
-            let reading = Reading { running: Some(1), waiting: Some(2), kv_used: Some(0.5), ..Reading::default() };
+            let reading = Reading {
+                running: Some(1),
+                waiting: Some(2),
+                kv_used: Some(0.5),
+                kv_expired: Some(0),
+                ..Reading::default()
+            };
             pod.reading.store(std::sync::Arc::new(Some(reading)));
         }
         let mut out = String::new();

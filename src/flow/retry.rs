@@ -55,6 +55,8 @@ pub enum Failure {
     ClientFault,
     /// The body is in quarantine.
     Poisoned,
+    /// A decode pod could not load the KV blocks, or loaded others than were written, or perhaps others.
+    Handover,
 }
 
 /// Classes of failures, A to G.
@@ -132,6 +134,7 @@ pub const fn classify(failure: Failure) -> RetryClass {
         | Failure::GatewayStatus
         | Failure::Garbage
         | Failure::BrokenUncommitted
+        | Failure::Handover
         | Failure::ErrorEvent { .. } => RetryClass::Unanswered,
         Failure::HeadTooLarge | Failure::BrokenCommitted => RetryClass::Started,
         Failure::FirstByteTimeout | Failure::IdleTimeout => RetryClass::TimedOut,

@@ -39,6 +39,8 @@ pub struct AccessRecord<'a> {
     pub reason: Option<&'static str>,
     /// Pod that answered or failed last.
     pub pod: Option<PodId>,
+    /// Pod that made the prefill for it.
+    pub prefill_pod: Option<PodId>,
     /// Attempts on pods.
     pub attempts: u32,
     /// Whether anything of a pod's answer reached the client.
@@ -88,6 +90,7 @@ impl<'a> AccessRecord<'a> {
             cause,
             reason: None,
             pod: None,
+            prefill_pod: None,
             attempts: 0,
             committed: false,
             stream: false,
@@ -125,6 +128,11 @@ impl<'a> AccessRecord<'a> {
         text(out, ",\"reason\":", self.reason);
         if let Some(PodId(number)) = self.pod {
             out.push_str(",\"pod\":\"pod-");
+            json::integer(out, u64::from(number));
+            out.push('"');
+        }
+        if let Some(PodId(number)) = self.prefill_pod {
+            out.push_str(",\"prefill_pod\":\"pod-");
             json::integer(out, u64::from(number));
             out.push('"');
         }

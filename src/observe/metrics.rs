@@ -137,6 +137,18 @@ pub struct Metrics {
     pub degradations: Family,
     /// Plans by mode.
     pub plans: Family,
+    /// Requests on two pods by what decided.
+    pub disagg_remote: Family,
+    /// Requests on one pod, where two were possible, by what decided.
+    pub disagg_local: Family,
+    /// Legs planned anew by cause.
+    pub disagg_replans: Family,
+    /// Checked first tokens by verdict.
+    pub disagg_sentinel: Family,
+    /// Leases by their end.
+    pub disagg_leases: Family,
+    /// Prompt tokens computed again.
+    pub disagg_tokens_twice: AtomicU64,
     /// Events of pods.
     pub pod_events: Family,
     /// Scrapes by result.
@@ -189,6 +201,12 @@ impl Metrics {
             panics: Family::default(),
             degradations: Family::default(),
             plans: Family::with(&["normal", "safe"]),
+            disagg_remote: Family::default(),
+            disagg_local: Family::default(),
+            disagg_replans: Family::default(),
+            disagg_sentinel: Family::with(&["agrees", "open", "differs", "expired"]),
+            disagg_leases: Family::with(&["used", "too_old", "unused", "orphan"]),
+            disagg_tokens_twice: AtomicU64::new(0),
             pod_events: Family::default(),
             scrapes: Family::with(&["ok"]),
             config_reloads: Family::with(&["ok", "bad"]),

@@ -46,8 +46,21 @@ pub struct ModelMetrics {
     pub e2e: Histogram,
     /// Requests in flight; held through [`Metrics::request`](super::Metrics::request).
     pub in_flight: Gauge,
+    /// Legs of requests on two pods.
+    pub legs: LegTimes,
     attempts: AtomicU64,
     tokens: [AtomicU64; 3],
+}
+
+/// Times of the two legs of requests.
+#[derive(Debug)]
+pub struct LegTimes {
+    /// Prefill legs, to their answer.
+    pub prefill: Histogram,
+    /// Decode legs, to their first data.
+    pub handover: Histogram,
+    /// Ages of leases when their decode leg was sent.
+    pub lease_age: Histogram,
 }
 
 impl ModelMetrics {
@@ -59,6 +72,11 @@ impl ModelMetrics {
             event_gap: Arc::new(Histogram::new(GAP_US)),
             e2e: Histogram::new(E2E_US),
             in_flight: Gauge::default(),
+            legs: LegTimes {
+                prefill: Histogram::new(TTFT_US),
+                handover: Histogram::new(TTFT_US),
+                lease_age: Histogram::new(TTFT_US),
+            },
             attempts: AtomicU64::new(0),
             tokens: [const { AtomicU64::new(0) }; 3],
         }

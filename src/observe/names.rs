@@ -99,6 +99,27 @@ metrics! {
         "Decisions made with less than they should have: stale reading, no index, planner overrun.";
     Plans = "plans_total", Counter, "plans", ["mode"],
         "Routing decisions, by mode normal or safe.";
+    DisaggRemote = "disagg_remote_total", Counter, "requests", ["reason"],
+        "Requests for which two pods were planned, by what decided.";
+    DisaggLocal = "disagg_local_total", Counter, "requests", ["reason"],
+        "Requests that stayed on one pod though there are prefill pods, by what decided.";
+    DisaggReplans = "disagg_replans_total", Counter, "requests", ["cause"],
+        "Legs that failed and were planned anew, in one step or two, by cause.";
+    DisaggSentinel = "disagg_sentinel_total", Counter, "checks", ["verdict"],
+        "First tokens of decoders compared with the prefiller's: agrees, open, differs, expired.";
+    DisaggLeases = "disagg_leases_total", Counter, "leases", ["end"],
+        "Leases on KV blocks by what became of them: used, too_old, unused, orphan (the client left).";
+    DisaggTokensTwice = "disagg_tokens_computed_twice_total", Counter, "tokens", [],
+        "Prompt tokens that were computed again because a leg failed.";
+    DisaggPrefill = "disagg_prefill_seconds", Histogram, "seconds", ["model"],
+        "Time from sending a prefill leg to its answer.";
+    DisaggHandover = "disagg_handover_seconds", Histogram, "seconds", ["model"],
+        "Time from sending a decode leg to its first data.";
+    DisaggLeaseAge = "disagg_lease_age_seconds", Histogram, "seconds", ["model"],
+        "Age of a lease when its decode leg was sent.";
+    PodKvExpired = "pod_kv_expired_total", Counter, "leases", ["pod"],
+        "Leases that ran out on a pod, and decoders that came after that, by its own last reading. Anything but 0 means that KV \
+         blocks may have been read after they were let go.";
     PodEvents = "pod_events_total", Counter, "events", ["event"],
         "What happened to pods: added, removed, restarted, ejected, readmitted.";
     Scrapes = "scrapes_total", Counter, "scrapes", ["result"],

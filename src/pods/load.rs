@@ -387,6 +387,28 @@ impl Drop for Reservation {
     }
 }
 
+/// KV blocks that a pod keeps for another one after its own work is done. Dropping it gives them back.
+#[derive(Debug)]
+pub struct Lien {
+    pod: Arc<Pod>,
+    tokens: u64,
+}
+
+impl Lien {
+    /// The pod keeps the blocks of so many tokens.
+    pub fn new(pod: Arc<Pod>, tokens: Tokens) -> Self {
+        let tokens = tokens.0.min(TOKENS_MAX);
+        pod.load.prompt_tokens.fetch_add(tokens, Relaxed);
+        Self { pod, tokens }
+    }
+}
+
+impl Drop for Lien {
+    fn drop(&mut self) {
+        self.pod.load.prompt_tokens.fetch_sub(self.tokens, Relaxed);
+    }
+}
+
 /// Moves a booking to its new value, in one step that never lets the counter dip below the others' bookings.
 fn move_to(counter: &AtomicU64, booked: &mut u64, value: u64) {
     let value = value.min(TOKENS_MAX);
@@ -441,6 +463,16 @@ mod tests {
         booking.served();
         drop(booking);
         assert_eq!(pod.load.now(), LoadNow { served: 1, dispatched: 1, ..LoadNow::default() });
+    }
+
+    #[test]
+    fn what_a_pod_keeps_for_another_takes_room_but_no_time() {
+        let pod = pod(1);
+        let lien = Lien::new(Arc::clone(&pod), Tokens(70));
+        let load = pod.load.now();
+        assert_eq!((load.pinned_tokens, load.requests, load.wait_s.to_string()), (Tokens(70), 0, "0".to_owned()));
+        drop(lien);
+        assert_eq!(pod.load.now(), LoadNow::default());
     }
 
     fn history(pods: &[Arc<Pod>], rng: &mut Rng) {

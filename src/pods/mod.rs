@@ -21,7 +21,7 @@ mod window;
 pub use attempt::{Attempt, Leave};
 pub use health::{Health, Outcome, Standing};
 pub use labels::LabelSet;
-pub use load::{Glance, Load, LoadNow, Reservation, Work};
+pub use load::{Glance, Lien, Load, LoadNow, Reservation, Work};
 pub use pins::Marks;
 pub use pod::{Pod, PodSpec, Role};
 pub use reading::{Facts, Reading, Served, Sleep};

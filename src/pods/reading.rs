@@ -66,6 +66,9 @@ pub struct Reading {
     pub preemptions: Option<u64>,
     /// `vllm:generation_tokens_total`.
     pub generated: Option<u64>,
+    /// Leases on KV blocks that ran out, and decoders that came after that: `vllm:nixl_num_kv_expired_reqs_total` and
+    /// `vllm:nixl_num_notifications_after_expiry_total`.
+    pub kv_expired: Option<u64>,
 }
 
 /// Age at which a reading says nothing any more about the requests of others: half of them have ended long before.

@@ -35,6 +35,8 @@ pub struct Fleet {
     pub unknown: Vec<usize>,
     /// Positions of the pods (ranks) of one address.
     pub by_addr: HashMap<SocketAddr, Vec<usize>>,
+    /// Whether any pod only prefills.
+    pub has_prefill: bool,
     /// Share of serving pods that may be out at once; from [`Settings`], for [`super::Census::rule`].
     pub ejected_share_max: f64,
 }
@@ -228,6 +230,7 @@ fn index(pods: Vec<Arc<Pod>>, generation: u64, settings: &Settings) -> Fleet {
         by_model: HashMap::new(),
         unknown: Vec::new(),
         by_addr: HashMap::new(),
+        has_prefill: pods.iter().any(|pod| pod.spec.role == Role::Prefill),
         ejected_share_max: settings.ejected_share_max,
     };
     for (position, pod) in pods.iter().enumerate() {

@@ -14,11 +14,13 @@ use super::exchange::{End, Exchange};
 use super::gate::{Gate, Phase};
 use super::headers::{self, ToPod};
 use super::intake::Facts;
-use super::plan::{Choice, has_other};
+use super::legs::{Fed, Legs};
+use super::plan::{Avoid, Choice, Part, Planned, has_other};
 use super::reply::Fault;
 use super::upstream::{self, PodConn, PodFault, PodHead};
 use crate::api::Usage;
 use crate::base::{Mono, PodId, Tokens};
+use crate::disagg::{Check, Sentinel, salted};
 use crate::flow::{Failure, Replay, RetryClass, Setback, Verdict, classify};
 use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
@@ -66,12 +68,17 @@ pub(super) struct Trial<'a> {
     claim: Option<Claim>,
     guesses: Guesses,
     is_confirmed: bool,
+    part: Part,
     /// What the answer adds to the prompt.
     pub(super) extension: Option<Box<Extension>>,
+    /// For a decode: whose blocks it reads.
+    pub(super) fed: Option<Box<Fed>>,
+    /// For a decode: watches over its first token.
+    pub(super) sentinel: Option<Box<Sentinel>>,
 }
 
 impl<'a> Trial<'a> {
-    fn begin(gate: &Arc<Gate>, facts: &'a Facts, choice: &Choice, health: Attempt) -> Self {
+    pub(super) fn begin(gate: &Arc<Gate>, facts: &'a Facts, choice: &Choice, health: Attempt) -> Self {
         let started = now();
         let work = choice.work(started, facts.is_stream);
         let meter = Meter::new(&choice.pod, &work, choice.is_plain(facts));
@@ -87,7 +94,15 @@ impl<'a> Trial<'a> {
             claim: prompt.map(|prompt| gate.index.claim(prompt, choice.pod.id)),
             guesses: choice.guesses,
             is_confirmed: false,
-            extension: facts.api.zip(prompt).and_then(|(api, prompt)| Extension::of(api, prompt)).map(Box::new),
+            part: choice.part,
+            fed: None,
+            sentinel: None,
+            extension: facts
+                .api
+                .filter(|_| choice.part != Part::Prefill)
+                .zip(prompt)
+                .and_then(|(api, prompt)| Extension::of(api, prompt))
+                .map(Box::new),
             gate: Arc::clone(gate),
         }
     }
@@ -127,7 +142,8 @@ impl<'a> Trial<'a> {
     /// It ended well for the pod; `usage` is what the pod told.
     pub(super) fn settled(mut self, usage: Option<Usage>, outcome: Outcome) {
         if let Some((usage, (prompt, claim))) = usage.zip(self.facts.prompt.as_ref().zip(self.claim)) {
-            let cached = usage.cached_tokens.map(Tokens);
+            // A decoder that was given the KV tells what the prefiller had cached.
+            let cached = usage.cached_tokens.map(Tokens).filter(|_| self.part != Part::Decode);
             self.gate.index.learn(prompt, claim, Tokens(usage.prompt_tokens), cached);
             if let Some(cached) = cached {
                 self.gate.peers.learn(&self.guesses, self.pod, claim.expected, cached);
@@ -135,7 +151,8 @@ impl<'a> Trial<'a> {
         }
         if outcome == Outcome::Good {
             let generates = self.facts.api.is_some_and(crate::api::Api::generates);
-            let generated = usage.filter(|_| generates).map(|usage| usage.completion_tokens);
+            let generated =
+                usage.filter(|_| generates && self.part != Part::Prefill).map(|usage| usage.completion_tokens);
             let each = generated.map(|tokens| Tokens(tokens / u64::from(self.facts.asks.answers.max(1))));
             self.gate.latency.learn(self.booked.pod(), &self.meter, &self.facts.model, each);
             self.answer_ended(usage);
@@ -152,6 +169,11 @@ impl<'a> Trial<'a> {
             let tokens = usage.map(|usage| Tokens(usage.prompt_tokens) + Tokens(usage.completion_tokens));
             self.gate.index.extend(prompt, claim, &answer, tokens);
         }
+    }
+
+    /// What the check of the first token says; `None`: more of the answer is needed.
+    pub(super) fn checked(&self) -> Option<Check> {
+        self.sentinel.as_ref().map_or(Some(Check::Open), |sentinel| sentinel.said())
     }
 
     /// Tells the pod's health how it went.
@@ -199,7 +221,7 @@ impl Failed {
         Self { failure, fault, kept: None }
     }
 
-    fn of(fault: &PodFault) -> Self {
+    pub(super) fn of(fault: &PodFault) -> Self {
         match fault {
             PodFault::Connect(error) => match error.kind() {
                 std::io::ErrorKind::TimedOut => Self::new(Failure::ConnectTimeout, Fault::ConnectFailed),
@@ -217,9 +239,10 @@ impl Failed {
     }
 
     /// What it says about the pod's health.
-    fn outcome(&self) -> Option<Outcome> {
+    pub(super) fn outcome(&self) -> Option<Outcome> {
         match self.failure {
-            Failure::NoLocalSocket => None,
+            // Which of the two pods is to blame for a failed handover is not known.
+            Failure::NoLocalSocket | Failure::Handover => None,
             Failure::ConnectRefused | Failure::ConnectTimeout | Failure::TlsFailed => Some(Outcome::ConnectFailed),
             Failure::Busy => {
                 Some(Outcome::Busy { retry_after: self.kept.as_ref().and_then(|kept| retry_after(&kept.head)) })
@@ -245,8 +268,19 @@ impl Exchange {
         let times = self.rules.times(&facts.model);
         // One deadline for all attempts together.
         let mut alarm = pin!(sleep(if facts.is_stream { times.first_token } else { times.answer }));
+        let mut planned = None;
+        if self.gate.table.fleet().has_prefill {
+            match self.choose_legs(facts, &Avoid { pods: &[], prefillers: &[] })? {
+                Planned::One(choice) => planned = Some(choice),
+                Planned::Two(pair) => match Box::pin(self.legs(facts, pair, &mut tried, alarm.as_mut())).await? {
+                    Legs::Answered => return Ok(()),
+                    Legs::Failed(failed) => return self.give_up(failed).await,
+                    Legs::Alone(failed) => last = failed,
+                },
+            }
+        }
         loop {
-            let choice = match self.choose(facts, &tried) {
+            let choice = match planned.take().map_or_else(|| self.choose(facts, &tried), Ok) {
                 Ok(choice) => choice,
                 Err(fault) => match last {
                     Some(failed) => return self.give_up(failed).await,
@@ -285,7 +319,7 @@ impl Exchange {
     }
 
     /// Tells the poison guard, and lets go of the pod's pooled connections, when a pod broke.
-    fn broke(&self, facts: &Facts, choice: &Choice, failed: &Failed, started: Mono) {
+    pub(super) fn broke(&self, facts: &Facts, choice: &Choice, failed: &Failed, started: Mono) {
         match failed.failure {
             Failure::ConnectRefused => {
                 self.gate.guards.died(now(), choice.pod.id);
@@ -366,7 +400,12 @@ impl Exchange {
     ) -> Result<Tried, End> {
         let connect_within = self.rules.times(&facts.model).connect;
         let addr = choice.pod.spec.addr;
-        let head = self.pod_head(facts, choice);
+        let mut body = facts.body.bytes();
+        if let (epoch @ 1.., Some(api)) = (self.gate.pairs.epoch(choice.pod.id), facts.api) {
+            body = salted(api, &body, epoch);
+        }
+        let has_body = !body.is_empty() || self.client.head().method == Method::POST;
+        let head = self.pod_head(choice, has_body.then_some(body.len()), &self.note.request_id);
         // A connection of the pool may be dead already. That shows only once the request is sent, and it would have to be
         // sent again: not for one that must not run twice.
         let may_pool = facts.replay == Replay::Harmless;
@@ -381,7 +420,7 @@ impl Exchange {
                 },
             };
             self.at(Phase::Dispatch);
-            match self.ask(&mut conn, &head, &facts.body.bytes(), alarm.as_mut()).await? {
+            match self.ask(&mut conn, &head, &body, alarm.as_mut()).await? {
                 Ok(answer) => {
                     trial.heard(now());
                     return self.relay(facts, answer, conn, trial, alarm.as_mut()).await;
@@ -402,7 +441,11 @@ impl Exchange {
         }
     }
 
-    async fn connect(&mut self, addr: std::net::SocketAddr, limit: Duration) -> Result<Result<PodConn, PodFault>, End> {
+    pub(super) async fn connect(
+        &mut self,
+        addr: std::net::SocketAddr,
+        limit: Duration,
+    ) -> Result<Result<PodConn, PodFault>, End> {
         let started = now();
         let connected = tokio::select! {
             biased;
@@ -414,7 +457,7 @@ impl Exchange {
     }
 
     /// Sends the request and reads the head of the answer.
-    async fn ask(
+    pub(super) async fn ask(
         &mut self,
         conn: &mut PodConn,
         head: &[u8],
@@ -435,13 +478,12 @@ impl Exchange {
     }
 
     /// The head of the call to a pod.
-    fn pod_head(&self, facts: &Facts, choice: &Choice) -> Vec<u8> {
+    pub(super) fn pod_head(&self, choice: &Choice, body_bytes: Option<usize>, request_id: &str) -> Vec<u8> {
         let client = self.client.head();
         let target = client.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         let credential = self.gate.credential();
         let trace = super::trace::child(&client.headers, self.rng.clone());
         let mut head = Vec::with_capacity(512);
-        let has_body = !facts.body.is_empty() || client.method == Method::POST;
         let dropped = headers::to_pod(
             &mut head,
             &ToPod {
@@ -450,8 +492,8 @@ impl Exchange {
                 authority: &choice.pod.spec.authority,
                 host: host_of(client),
                 fields: &client.headers,
-                body_bytes: has_body.then_some(facts.body.len()),
-                request_id: &self.note.request_id,
+                body_bytes,
+                request_id,
                 client: self.peer,
                 is_proxy: self.rules.is_proxy(self.peer),
                 may_choose_rank: self.is_trusted,

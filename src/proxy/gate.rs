@@ -30,6 +30,7 @@ use super::reply::Fault;
 use super::routing::Routing;
 use super::rules::Rules;
 use super::shown::Shown;
+use crate::disagg::Pairs;
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
 use crate::prefix::Index;
@@ -89,6 +90,8 @@ pub struct Gate {
     pub latency: Latency,
     /// What is known of other gates.
     pub peers: Peers,
+    /// What is known of pods in pairs.
+    pub pairs: Pairs,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Last decisions.
@@ -149,6 +152,7 @@ impl Gate {
             index,
             latency: Latency::default(),
             peers: Peers::default(),
+            pairs: Pairs::default(),
             metrics,
             explain,
             safe_mode,

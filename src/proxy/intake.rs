@@ -14,6 +14,7 @@ use super::memory;
 use super::reply::Fault;
 use crate::api::{Anatomy, Api, BadBody, Edit, dangers, splice, strip_dangerous};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
+use crate::disagg::{self, Obstacle, Sampling};
 use crate::flow::{Arrival, BodyKey, Caller, Reason, Replay, Trust};
 use crate::observe::Stage;
 use crate::pods::Fleet;
@@ -73,6 +74,9 @@ pub(super) struct Facts {
     pub(super) max_tokens: Option<Tokens>,
     /// What it asks of the engine beside tokens.
     pub(super) asks: Asks,
+    /// What keeps it on one pod, and how its first token is chosen. Not looked at where no pod only prefills.
+    pub(super) obstacle: Option<Obstacle>,
+    pub(super) sampling: Sampling,
     pub(super) body: Body,
     /// Hash of the body for the poison guard.
     pub(super) body_hash: u64,
@@ -97,6 +101,8 @@ impl Facts {
             is_stream: false,
             max_tokens: None,
             asks: Asks::default(),
+            obstacle: Some(Obstacle::Api),
+            sampling: Sampling::Unknown,
             body: Body::new(body),
             prompt: None,
             pinned,
@@ -222,7 +228,14 @@ impl Exchange {
         });
         self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
         let body = splice(body, &anatomy, &edits);
+        let (obstacle, sampling) = if fleet.has_prefill {
+            (disagg::obstacle(&anatomy), Sampling::of(&anatomy))
+        } else {
+            (Some(Obstacle::Api), Sampling::Unknown)
+        };
         Ok(Facts {
+            obstacle,
+            sampling,
             body_hash: body_hash(&body, prompt.as_ref(), self.gate.prefix_secret ^ route_of(self.client.head())),
             api: Some(api),
             is_stream: anatomy.stream,

@@ -13,13 +13,16 @@ use super::exchange::Exchange;
 use super::gate::{Gate, Phase};
 use super::intake::Facts;
 use super::reply::Fault;
-use super::shown::Shown;
+use super::shown::{Shown, Split};
 use crate::base::{Mono, PodId, Rng, Tokens};
+use crate::disagg::{self, Costs, Lease, Settings};
 use crate::observe::Stage;
 use crate::pods::{Fleet, Leave, Marks, Pod, Work};
 use crate::prefix::{BLOCK_BYTES, Fingerprint, Hits};
 use crate::runtime::now;
-use crate::scheduling::{Decision, Desk, Detail, Guesses, Mode, Profile, Query, Request, place, safe_mode};
+use crate::scheduling::{
+    Decision, Desk, Detail, Guesses, Handover, Mode, Profile, Query, Request, Step, place, safe_mode,
+};
 
 /// A plan that takes longer has overrun.
 const PLAN_MAX: Duration = Duration::from_millis(50);
@@ -35,9 +38,21 @@ thread_local! {
     static HITS: RefCell<Hits> = RefCell::default();
 }
 
+/// Which part of a request a pod does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All of it.
+    Whole,
+    /// The prefill.
+    Prefill,
+    /// The decode, with KV blocks from another pod.
+    Decode,
+}
+
 /// Where a request goes, and what is booked there.
 pub(super) struct Choice {
     pub(super) pod: Arc<Pod>,
+    pub(super) part: Part,
     pub(super) leave: Leave,
     pub(super) prompt: Tokens,
     pub(super) hit: Tokens,
@@ -48,12 +63,21 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// Whether the pod can begin with it at once: nothing is to be loaded or compiled for the first time or encoded, and one
-    /// answer is asked for.
+    /// Whether the pod can begin with it at once: nothing is to be loaded or compiled for the first time, encoded or brought,
+    /// and one answer is asked for.
     pub(super) fn is_plain(&self, facts: &Facts) -> bool {
         let is_new = |key: &u64| !self.pod.load.has_used(*key);
         let is_text = facts.prompt.as_ref().is_none_or(|prompt| prompt.media == 0);
-        is_text && !self.uses.iter().flatten().any(is_new) && facts.asks.answers == 1
+        let is_own = self.part != Part::Decode;
+        is_own && is_text && !self.uses.iter().flatten().any(is_new) && facts.asks.answers == 1
+    }
+
+    /// Prompt tokens that the pod has to compute.
+    pub(super) fn uncached(&self) -> Tokens {
+        match self.part {
+            Part::Decode => Tokens(0),
+            Part::Whole | Part::Prefill => self.prompt.less(self.hit + self.guesses.expected(self.pod.id, self.hit)),
+        }
     }
 
     /// What is booked on the pod.
@@ -61,8 +85,9 @@ impl Choice {
         Work {
             now,
             prompt: self.prompt,
-            uncached: self.prompt.less(self.hit + self.guesses.expected(self.pod.id, self.hit)),
-            is_stream,
+            uncached: self.uncached(),
+            // The answer of a prefill leg is its first token.
+            is_stream: is_stream || self.part == Part::Prefill,
             is_cold: self.is_cold,
             marks: self.marks.as_ref(),
             uses: self.uses,
@@ -70,9 +95,186 @@ impl Choice {
     }
 }
 
+/// Two pods for one request.
+pub(super) struct Pair {
+    pub(super) prefill: Choice,
+    pub(super) decode: Choice,
+}
+
+/// How a request goes.
+pub(super) enum Planned {
+    /// On one pod.
+    One(Choice),
+    /// On two.
+    Two(Box<Pair>),
+}
+
+/// Pods that are not to be chosen.
+#[derive(Clone, Copy)]
+pub(super) struct Avoid<'a> {
+    /// For all or the last part of a request.
+    pub(super) pods: &'a [PodId],
+    /// For its prefill.
+    pub(super) prefillers: &'a [PodId],
+}
+
+/// Plans one request on one state of pods and index.
+struct Planner<'a> {
+    gate: &'a Gate,
+    profile: &'a Arc<Profile>,
+    query: Query<'a>,
+    rng: Rng,
+    detail: Detail,
+    attempt: u32,
+}
+
+/// A decision, what it costs by the ranking, and what explains it.
+struct Placed {
+    decision: Decision,
+    cost_s: Option<f64>,
+    source: Shown,
+}
+
+impl Planner<'_> {
+    /// Places one part. `excluded` are pods it may not go to.
+    fn place(&mut self, step: Step, handover: Handover, excluded: &[PodId]) -> Placed {
+        let request = Request { step, handover, excluded, ..*self.query.request };
+        let query = Query { request: &request, ..self.query };
+        let before = self.rng.clone();
+        DESK.with_borrow_mut(|desk| {
+            let decision = plan(self.gate, self.profile, &query, &mut self.rng, self.detail, desk);
+            let cost_s = decision.chosen.and_then(|pod| desk.cost(self.profile, &query, pod));
+            let when = (crate::runtime::unix_ms(), self.attempt);
+            let source = Shown::keep(when, &query, desk, before, Arc::clone(self.profile), decision.clone());
+            Placed { decision, cost_s, source }
+        })
+    }
+
+    fn choice(&self, decision: &Decision, part: Part) -> Result<Choice, Fault> {
+        let query = &self.query;
+        let pod = decision
+            .chosen
+            .and_then(|id| query.fleet.find(id))
+            .ok_or_else(|| Fault::NoPod(decision.nobody.map_or("no_pods", crate::scheduling::Nobody::as_str)))?;
+        let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
+        let hit = if query.request.skips_cache { Tokens(0) } else { query.hits.depth(pod.id) };
+        Ok(Choice {
+            pod: Arc::clone(pod),
+            part,
+            leave,
+            prompt: query.request.prompt_tokens,
+            hit,
+            guesses: query.guesses,
+            is_cold: query.hits.is_empty(),
+            marks: query.marks.cloned(),
+            uses: [query.request.adapter, query.request.grammar],
+        })
+    }
+
+    /// The best pair whose pods get along, if there is one; with its cost.
+    fn pair(&mut self, settings: &Settings, avoid: &Avoid<'_>) -> Option<(Pair, Placed, f64)> {
+        let prefill = self.place(Step::Prefill, Handover::default(), avoid.prefillers);
+        let likely = prefill.decision.chosen?;
+        let (gate, now) = (self.gate, self.query.now);
+        let usual = gate.pairs.wire(likely, likely, now);
+        let handover = Handover { setup_s: usual.setup_s, token_s: usual.token_s };
+        let decode = self.place(Step::Decode, handover, avoid.pods);
+        decode.decision.chosen?;
+        let all = |decision: &Decision| -> Vec<PodId> {
+            decision.chosen.into_iter().chain(decision.alternatives.iter()).collect()
+        };
+        let (prefillers, decoders) = (all(&prefill.decision), all(&decode.decision));
+        let pairs = prefillers.iter().flat_map(|one| decoders.iter().map(move |other| (*one, *other)));
+        let mut good = pairs.filter(|(one, other)| one != other && self.gets_along(settings, *one, *other));
+        let (prefiller, decoder) = good.next()?;
+        let wire = gate.pairs.wire(prefiller, decoder, now);
+        let extra_s = wire.seconds(Tokens(0)) - usual.seconds(Tokens(0));
+        let cost_s = prefill.cost_s.unwrap_or(0.0) + decode.cost_s.unwrap_or(0.0) + extra_s.max(0.0);
+        let with = |decision: &Decision, pod| Decision { chosen: Some(pod), ..decision.clone() };
+        let pair = Pair {
+            prefill: self.choice(&with(&prefill.decision, prefiller), Part::Prefill).ok()?,
+            decode: self.choice(&with(&decode.decision, decoder), Part::Decode).ok()?,
+        };
+        Some((pair, decode, cost_s))
+    }
+
+    /// Whether two pods can hand over now: not suspected, labelled alike, and a lease lasts long enough for them.
+    fn gets_along(&self, settings: &Settings, prefiller: PodId, decoder: PodId) -> bool {
+        let (fleet, now) = (self.query.fleet, self.query.now);
+        let Some((one, other)) = fleet.find(prefiller).zip(fleet.find(decoder)) else { return false };
+        let is_alike = |label: &String| one.spec.labels.get(label) == other.spec.labels.get(label);
+        let timing = self.gate.pairs.timing(prefiller, decoder);
+        !self.gate.pairs.wire(prefiller, decoder, now).is_suspect
+            && settings.pair_labels.iter().all(is_alike)
+            && Lease::new(now, settings.lease()).is_good(now, &timing)
+    }
+}
+
 impl Exchange {
-    /// Chooses among the pods that were not tried.
+    /// Chooses one pod among those that were not tried.
     pub(super) fn choose(&mut self, facts: &Facts, tried: &[PodId]) -> Result<Choice, Fault> {
+        self.plan_with(facts, |planner| {
+            let placed = planner.place(Step::Whole, Handover::default(), tried);
+            let choice = planner.choice(&placed.decision, Part::Whole);
+            (choice, placed, None)
+        })
+    }
+
+    /// Chooses another decode pod for KV blocks that `prefiller` keeps.
+    pub(super) fn choose_decoder(&mut self, facts: &Facts, prefiller: PodId, tried: &[PodId]) -> Option<Choice> {
+        let rules = Arc::clone(&self.rules);
+        self.plan_with(facts, |planner| {
+            let wire = planner.gate.pairs.wire(prefiller, prefiller, planner.query.now);
+            let handover = Handover { setup_s: wire.setup_s, token_s: wire.token_s };
+            let placed = planner.place(Step::Decode, handover, tried);
+            let choice = planner.choice(&placed.decision, Part::Decode).ok();
+            let choice = choice.filter(|choice| planner.gets_along(&rules.disagg, prefiller, choice.pod.id));
+            (choice, placed, None)
+        })
+    }
+
+    /// Chooses one pod or two.
+    pub(super) fn choose_legs(&mut self, facts: &Facts, avoid: &Avoid<'_>) -> Result<Planned, Fault> {
+        let rules = Arc::clone(&self.rules);
+        let settings = &rules.disagg;
+        let is_pinned = facts.pinned.is_some() || self.gate.safe_mode.load(Relaxed);
+        let (planned, reason) = self.plan_with(facts, |planner| {
+            let local = planner.place(Step::Whole, Handover::default(), avoid.pods);
+            let may_split = facts.obstacle.is_none() && !is_pinned && settings.decider != disagg::Decider::Never;
+            let pair = may_split.then(|| planner.pair(settings, avoid)).flatten();
+            let costs = pair.as_ref().map(|(_, _, remote_s)| Costs {
+                local_s: local.cost_s.unwrap_or(f64::INFINITY),
+                remote_s: *remote_s,
+                uncached: local.decision.chosen.map_or(Tokens(u64::MAX), |pod| {
+                    planner.query.request.prompt_tokens.less(planner.query.hits.depth(pod))
+                }),
+            });
+            let (choice, reason) = disagg::weigh(settings, facts.obstacle, costs.as_ref());
+            let split = Split::new(
+                costs.as_ref(),
+                choice,
+                reason,
+                pair.as_ref().map(|(pair, ..)| (pair.prefill.pod.id, pair.decode.pod.id)),
+            );
+            if let (disagg::Choice::Remote, Some((pair, placed, _))) = (choice, pair) {
+                return ((Ok(Planned::Two(Box::new(pair))), (choice, reason)), placed, Some(split));
+            }
+            let one = planner.choice(&local.decision, Part::Whole).map(Planned::One);
+            ((one, (disagg::Choice::Local, reason)), local, Some(split))
+        });
+        match reason {
+            (disagg::Choice::Remote, reason) => self.gate.metrics.disagg_remote.inc(reason.as_str()),
+            (disagg::Choice::Local, reason) => self.gate.metrics.disagg_local.inc(reason.as_str()),
+        }
+        planned
+    }
+
+    /// Plans on the freshest state, and keeps what explains it.
+    fn plan_with<T>(
+        &mut self,
+        facts: &Facts,
+        decide: impl FnOnce(&mut Planner<'_>) -> (T, Placed, Option<Split>),
+    ) -> T {
         let started = now();
         self.note.phase = Phase::Plan;
         let fleet = self.gate.table.fleet();
@@ -95,37 +297,37 @@ impl Exchange {
             session: routing.session(fields),
             head: facts.prompt.as_ref().and_then(|prompt| prompt.chains.first()?.blocks.first().copied()),
             pinned: facts.pinned,
-            excluded: tried,
             ..Request::new(&facts.model, prompt)
         };
         let marks = marks(facts, &hits);
         let is_shown = self.is_explained();
-        let detail = if is_shown { Detail::Rows } else { Detail::Off };
-        let (fleet, request, marks_seen) = (&*fleet, &request, marks.as_ref());
-        let guessed = |prompt| self.gate.peers.guess(prompt, hits.prompt_tokens, fleet, &facts.model);
+        let guessed = |prompt| self.gate.peers.guess(prompt, hits.prompt_tokens, &fleet, &facts.model);
         let guesses = facts.prompt.as_ref().map(guessed).unwrap_or_default();
         let rank = self.asked_rank();
-        let query = Query { fleet, request, hits: &hits, guesses, marks: marks_seen, rank, now: started };
-        let before = self.rng.clone();
-        let (decision, source) = DESK.with_borrow_mut(|desk| {
-            let decision = plan(&self.gate, &profile, &query, &mut self.rng, detail, desk);
-            let when = (crate::runtime::unix_ms(), self.note.attempts + 1);
-            let source = Shown::keep(when, &query, desk, before, profile, decision.clone());
-            (decision, source)
-        });
+        let query =
+            Query { fleet: &fleet, request: &request, hits: &hits, guesses, marks: marks.as_ref(), rank, now: started };
+        let mut planner = Planner {
+            gate: &self.gate,
+            profile: &profile,
+            query,
+            rng: self.rng.clone(),
+            detail: if is_shown { Detail::Rows } else { Detail::Off },
+            attempt: self.note.attempts + 1,
+        };
+        let (result, Placed { decision, source, .. }, split) = decide(&mut planner);
+        self.rng = planner.rng;
+        HITS.set(hits);
         let ended = now();
         self.gate.metrics.stage(Stage::Plan, ended.since(started));
         self.overran(ended.since(started));
         self.note.plan_us = Some(ended.0 - started.0);
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
-        let choice = choice(&query, &decision).map(|choice| Choice { marks, ..choice });
-        HITS.set(hits);
         if is_shown {
-            self.shown = shown(&decision);
+            self.shown = shown(&decision, split.as_ref());
         }
-        self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(source));
-        choice
+        self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(source.with(split)));
+        result
     }
 
     /// Whether the client may see how its request was decided, and asked to.
@@ -147,25 +349,6 @@ impl Exchange {
             enter_safe_mode(&self.gate, "planner_overran");
         }
     }
-}
-
-fn choice(query: &Query<'_>, decision: &Decision) -> Result<Choice, Fault> {
-    let pod = decision
-        .chosen
-        .and_then(|id| query.fleet.find(id))
-        .ok_or_else(|| Fault::NoPod(decision.nobody.map_or("no_pods", crate::scheduling::Nobody::as_str)))?;
-    let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-    let hit = if query.request.skips_cache { Tokens(0) } else { query.hits.depth(pod.id) };
-    Ok(Choice {
-        pod: Arc::clone(pod),
-        leave,
-        prompt: query.request.prompt_tokens,
-        hit,
-        guesses: query.guesses,
-        is_cold: query.hits.is_empty(),
-        marks: None,
-        uses: [query.request.adapter, query.request.grammar],
-    })
 }
 
 /// Marks of a request's prompt, if it has one.
@@ -224,10 +407,16 @@ fn enter_safe_mode(gate: &Gate, why: &'static str) {
 }
 
 /// The decision as a header value, cut short if long.
-fn shown(decision: &Decision) -> Option<HeaderValue> {
+fn shown(decision: &Decision, split: Option<&Split>) -> Option<HeaderValue> {
     let mut text = serde_json::to_string(decision).ok()?;
     if text.len() > SHOWN_BYTES_MAX {
         text = serde_json::to_string(&Decision { rows: Vec::new(), ..decision.clone() }).ok()?;
+    }
+    if let Some(split) = split {
+        text.truncate(text.len().saturating_sub(1));
+        text.push_str(",\"split\":");
+        text.push_str(&serde_json::to_string(split).ok()?);
+        text.push('}');
     }
     HeaderValue::from_str(&text).ok()
 }

@@ -55,7 +55,10 @@ impl Exchange {
         trial: &mut Trial<'_>,
         alarm: Pin<&mut Sleep>,
     ) -> Result<Tried, End> {
-        if let Some(failure) = failure_of(head.status) {
+        let is_fed = trial.fed.is_some();
+        // A decoder that cannot load says no more than that (vLLM 0.32).
+        let handover = (is_fed && head.status == StatusCode::INTERNAL_SERVER_ERROR).then_some(Failure::Handover);
+        if let Some(failure) = failure_of(head.status).or(handover) {
             let fault = Fault::PodClosed;
             let kept = self.keep(&mut conn, head, BytesMut::new()).await?;
             upstream::checkin(conn, now());
@@ -68,6 +71,7 @@ impl Exchange {
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         match facts.api {
             Some(api) if is_sse => self.stream(facts, api, head, conn, trial, alarm).await,
+            Some(_) if is_fed && head.status.is_success() => self.fed(facts, head, conn, trial, alarm).await,
             _ => self.plain(facts, head, conn, trial, alarm).await,
         }
     }
@@ -93,6 +97,7 @@ impl Exchange {
     /// Marks the point of no return.
     fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) {
         self.at(Phase::Commit);
+        self.handed_over(trial);
         trial.answered(status);
         facts.body.release();
         self.note.committed = true;
@@ -180,6 +185,38 @@ impl Exchange {
         Ok(Ended::Good)
     }
 
+    /// An answer that is not a stream, of a decoder whose KV came from another pod: read whole, so that its first token can be
+    /// checked before anything reaches the client.
+    async fn fed(
+        &mut self,
+        facts: &Facts,
+        head: PodHead,
+        mut conn: PodConn,
+        trial: &mut Trial<'_>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Tried, End> {
+        let mut body = BytesMut::new();
+        while !conn.is_done() && body.len() <= LOOKED_INTO_BYTES_MAX {
+            match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
+                Ok(Ok(Some(piece))) => body.extend_from_slice(&piece),
+                Ok(Ok(None)) => break,
+                Ok(Err(_)) => return Ok(Tried::Failed(Failed::new(Failure::BrokenUncommitted, Fault::PodClosed))),
+                Err(Cut::Left(left)) => return Err(left.into()),
+                Err(Cut::Late) => {
+                    return Ok(Tried::Failed(Failed::new(Failure::FirstByteTimeout, Fault::AnswerTimeout)));
+                }
+            }
+        }
+        if let Some(sentinel) = &mut trial.sentinel {
+            sentinel.body(&body);
+        }
+        if let Some(failed) = self.unsound(trial).await? {
+            return Ok(Tried::Failed(failed));
+        }
+        conn.put_back(body.freeze());
+        self.plain(facts, head, conn, trial, alarm).await
+    }
+
     /// An event stream.
     async fn stream(
         &mut self,
@@ -192,7 +229,9 @@ impl Exchange {
     ) -> Result<Tried, End> {
         let mut scan = SseScan::new(api);
         let (mut held, mut boundary) = (BytesMut::new(), None);
-        while scan.first() != Some(First::Good) && held.len() <= HELD_BYTES_MAX {
+        while (scan.first() != Some(First::Good) || trial.checked().is_none() && !conn.is_done())
+            && held.len() <= HELD_BYTES_MAX
+        {
             let piece = match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
                 Ok(Ok(Some(piece))) => piece,
                 Ok(Ok(None) | Err(PodFault::ClosedInBody)) => {
@@ -210,11 +249,17 @@ impl Exchange {
             }
             held.extend_from_slice(&piece);
             if scan.first() == Some(First::Error) {
-                let failure = Failure::ErrorEvent { status: status_of_event(&held) };
+                let failure = match status_of_event(&held) {
+                    Some(500) if trial.fed.is_some() => Failure::Handover,
+                    status => Failure::ErrorEvent { status },
+                };
                 let kept = self.keep(&mut conn, head, held).await?;
                 upstream::checkin(conn, now());
                 return Ok(Tried::Failed(Failed { failure, fault: Fault::PodClosed, kept }));
             }
+        }
+        if let Some(failed) = self.unsound(trial).await? {
+            return Ok(Tried::Failed(failed));
         }
         self.commit(facts, trial, head.status);
         let head = self.client_head(head, Frame::Open)?;
@@ -335,9 +380,17 @@ impl Exchange {
 
 /// Scans a piece of a stream, and hands its events to what follows the answer's text.
 fn feed(scan: &mut SseScan, piece: &[u8], trial: &mut Trial<'_>) -> Marks {
-    match &mut trial.extension {
-        Some(extension) => scan.feed_to(piece, &mut |event| extension.event(event)),
-        None => scan.feed(piece),
+    let Trial { extension, sentinel, .. } = trial;
+    match (extension, sentinel) {
+        (None, None) => scan.feed(piece),
+        (extension, sentinel) => scan.feed_to(piece, &mut |event| {
+            if let Some(extension) = extension {
+                extension.event(event);
+            }
+            if let Some(sentinel) = sentinel.as_mut().filter(|sentinel| sentinel.said().is_none()) {
+                sentinel.event(event.name, event.data);
+            }
+        }),
     }
 }
 

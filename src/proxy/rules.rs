@@ -10,6 +10,7 @@ use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
 use crate::base::ModelName;
+use crate::disagg;
 use crate::flow::{GateSettings, RetrySettings};
 
 /// Times allowed towards pods, per model.
@@ -93,6 +94,8 @@ pub struct Rules {
     pub retry: RetrySettings,
     /// What the gate holds at once.
     pub bounds: GateSettings,
+    /// Prefill and decode on two pods.
+    pub disagg: disagg::Settings,
     /// How long new connections are taken after a shutdown began.
     pub drain_accept: Duration,
     /// How long requests may run on after that.
@@ -123,6 +126,7 @@ impl Default for Rules {
             is_client_logged: false,
             retry: RetrySettings::default(),
             bounds: GateSettings::default(),
+            disagg: disagg::Settings::default(),
             drain_accept: Duration::from_secs(5),
             drain_max: Duration::from_mins(5),
         }

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::base::{ModelName, Mono, PodId, Rng};
+use crate::disagg::{self, Costs};
 use crate::observe::ExplainSource;
 use crate::scheduling::{
     Context, Decision, Desk, Detail, LeftOut, Means, Mode, PodView, Profile, Query, Request, Scratch, decide,
@@ -30,6 +31,40 @@ pub(super) struct Shown {
     left_out: LeftOut,
     rng: Rng,
     profile: Arc<Profile>,
+    split: Option<Split>,
+}
+
+/// One pod or two, and why.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(super) struct Split {
+    chosen: &'static str,
+    reason: &'static str,
+    /// On the best pod alone \[seconds of the ranking cost\].
+    local_s: Option<f64>,
+    /// On the best pair \[seconds of the ranking cost\].
+    remote_s: Option<f64>,
+    prefill: Option<String>,
+    decode: Option<String>,
+}
+
+impl Split {
+    /// What was weighed and chosen; `pair` is the prefill pod and the decode pod, if there was one.
+    pub(super) fn new(
+        costs: Option<&Costs>,
+        choice: disagg::Choice,
+        reason: disagg::Reason,
+        pair: Option<(PodId, PodId)>,
+    ) -> Self {
+        let finite = |seconds: f64| seconds.is_finite().then_some(seconds);
+        Self {
+            chosen: if choice == disagg::Choice::Remote { "remote" } else { "local" },
+            reason: reason.as_str(),
+            local_s: costs.and_then(|costs| finite(costs.local_s)),
+            remote_s: costs.and_then(|costs| finite(costs.remote_s)),
+            prefill: pair.map(|pair| pair.0.to_string()),
+            decode: pair.map(|pair| pair.1.to_string()),
+        }
+    }
 }
 
 impl Shown {
@@ -57,7 +92,13 @@ impl Shown {
             rng,
             profile,
             decision,
+            split: None,
         }
+    }
+
+    /// The same with what was weighed between one pod and two.
+    pub(super) fn with(self, split: Option<Split>) -> Self {
+        Self { split, ..self }
     }
 
     /// The decision with its reasons, made again.
@@ -94,10 +135,12 @@ impl ExplainSource for Shown {
         let decision = Decision { rows, ..self.decision.clone() };
         let decision = serde_json::to_string(&decision).unwrap_or_else(|_| "null".to_owned());
         let (unix_ms, attempt, prompt) = (self.unix_ms, self.attempt, self.request.prompt_tokens.0);
+        let split = self.split.as_ref().and_then(|split| serde_json::to_string(split).ok());
+        let split = split.map(|split| format!(",\"split\":{split}")).unwrap_or_default();
         // Writing to a string cannot fail.
         write!(
             out,
-            "{{\"unix_ms\":{unix_ms},\"attempt\":{attempt},\"prompt_tokens\":{prompt},\"decision\":{decision}}}"
+            "{{\"unix_ms\":{unix_ms},\"attempt\":{attempt},\"prompt_tokens\":{prompt},\"decision\":{decision}{split}}}"
         )
         .ok();
     }

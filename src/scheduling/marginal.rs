@@ -9,6 +9,8 @@
 //! σ    = 60·U/(1 − U)                             price of uncached prefill: U is the fleet's mean of min(1, K/C), at most 0.97;
 //!                                                 the prefill p̄ it is for is that of a pod of the fleet's mean step time
 //! ```
+//! Where the prompt's KV is brought from another pod, `p` is the time that takes, and there is no `d·p` and no price.
+//!
 //! `f` what is not known because other gates choose in the same moment: by chance, up to their share of the load; 0 alone.
 //! `W` predicted seconds of prefill sent there and not done, `n` requests, `d` those decoding (those on other data-parallel
 //! ranks of the engine too, which step together), `A` their contexts added up, `K` the KV they occupy (shared prefixes once,
@@ -16,7 +18,7 @@
 //! prompt. `w` is what a second before the first token is worth: it follows class and SLO. Every part is in seconds, so
 //! nothing has to be weighed against anything else per workload.
 use super::candidates::Candidates;
-use super::request::{Context, Means, Request};
+use super::request::{Context, Handover, Means, Request, Step};
 use super::view::{PodView, Warm};
 use crate::base::{Mono, Tokens};
 use crate::pods::{Glance, StepTime};
@@ -64,6 +66,8 @@ pub struct Ask {
     grammar_s: f64,
     /// Seconds of encoding per uncached prompt token.
     media_s: f64,
+    /// The prompt's KV is brought, not computed.
+    brought: Option<Handover>,
 }
 
 /// What of a pod goes into the formula.
@@ -153,6 +157,7 @@ impl Ask {
             adapter_s: rates.adapter_s,
             grammar_s: rates.grammar_s,
             media_s: rates.media_s * f64::from(request.media) / tokens.max(1.0),
+            brought: (request.step == Step::Decode).then_some(request.handover),
         }
     }
 
@@ -219,7 +224,7 @@ impl Ask {
             step,
             base: terms.sum() - terms.price,
             request: self.output * step.c + slow,
-            decoding: self.others * prefill,
+            decoding: if self.brought.is_some() { 0.0 } else { self.others * prefill },
             context: self.output * step.d,
         }
     }
@@ -254,7 +259,11 @@ impl Ask {
     fn on(&self, place: &Place) -> Terms {
         let step = &place.step;
         let uncached = self.prompt.less(place.hit);
-        let prefill = step.prefill(uncached.0, place.hit.0);
+        let prefill = match self.brought {
+            Some(brought) => brought.setup_s + brought.token_s * uncached.0 as f64,
+            None => step.prefill(uncached.0, place.hit.0),
+        };
+        let stall = if self.brought.is_some() { 0.0 } else { self.others * place.decoding * prefill };
         let sequences = place.requests + self.answers;
         let own_step = step.decode(sequences, place.context + self.answers * self.tokens);
         let decode = self.output * own_step;
@@ -267,7 +276,7 @@ impl Ask {
             prefill: self.urgency * prefill,
             unseen: UNSEEN * place.blur * self.urgency * prefill,
             loads: self.urgency * (place.loads + media),
-            stall: self.others * place.decoding * prefill,
+            stall,
             price: self.priced(place.hit),
             decode,
             slow,
@@ -277,7 +286,11 @@ impl Ask {
     /// What uncached prefill costs on top, behind a hit of so many tokens.
     #[inline]
     pub(super) fn priced(&self, hit: Tokens) -> f64 {
-        if self.price > 0.0 { self.price * self.mean.prefill(self.prompt.less(hit).0, hit.0) } else { 0.0 }
+        if self.price > 0.0 && self.brought.is_none() {
+            self.price * self.mean.prefill(self.prompt.less(hit).0, hit.0)
+        } else {
+            0.0
+        }
     }
 
     /// Tokens that those on a pod and this one will still generate, each half of an answer: an answer under way is met at any

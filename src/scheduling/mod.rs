@@ -36,6 +36,6 @@ pub use latency::{Latency, Meter};
 pub use peers::{Guesses, Peers};
 pub use plugin::{Filter, Offer, Picker, Plugin, Range, Scorer, Verdict};
 pub use profile::{BadProfile, Profile, ProfileSettings};
-pub use request::{Context, LeftOut, Means, Request, Step};
+pub use request::{Context, Handover, LeftOut, Means, Request, Step};
 pub use survey::{Desk, Query, place};
 pub use view::{Belief, Gauges, PodView, Serves, Warm};

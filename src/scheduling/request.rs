@@ -15,6 +15,15 @@ pub enum Step {
     Decode,
 }
 
+/// Time to bring KV from one pod to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Handover {
+    /// Fixed part \[seconds\].
+    pub setup_s: f64,
+    /// Part per token that is not there \[seconds\].
+    pub token_s: f64,
+}
+
 /// Facts of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -55,6 +64,9 @@ pub struct Request<'a> {
     /// The pod that must have it if it is there: it made the response the client refers to, or a trusted caller chose its
     /// rank. If it is gone the request goes on without.
     pub pinned: Option<PodId>,
+    /// For [`Step::Decode`]: what it takes to bring the prompt's KV there, in place of computing it. Source: learnt per pair of
+    /// pods, else a published fit.
+    pub handover: Handover,
     /// Pods already tried for this request; never chosen again.
     pub excluded: &'a [PodId],
 }
@@ -80,6 +92,7 @@ impl<'a> Request<'a> {
             session: None,
             head: None,
             pinned: None,
+            handover: Handover { setup_s: 0.0, token_s: 0.0 },
             excluded: &[],
         }
     }

@@ -87,6 +87,21 @@ impl Desk {
         &self.views
     }
 
+    /// The marginal cost of a pod of the last survey, whatever the profile goes by \[seconds\]; `None` if it is not among them.
+    pub fn cost(&self, profile: &Profile, query: &Query<'_>, pod: PodId) -> Option<f64> {
+        let cx = self.context(query);
+        let view = cx.pods.iter().find(|view| view.id == pod)?;
+        let means = cx.means.unwrap_or_else(|| {
+            let mut sums = Sums::default();
+            for pod in cx.pods {
+                sums.add(pod.step, pod.occupied(), pod.capacity.map_or(f64::INFINITY, |tokens| tokens.0 as f64));
+            }
+            sums.means()
+        });
+        let usual = super::scorers::marginal_cost::Settings::default().rates();
+        Some(Ask::of(query.request, profile.marginal().unwrap_or(&usual), &means).cost(view, query.now))
+    }
+
     /// The views of the last survey as the whole context of a decision.
     pub fn context<'a>(&'a self, query: &Query<'a>) -> Context<'a> {
         Context {

@@ -31,6 +31,7 @@ pub(super) struct Engine {
     prefix_hits: Option<u64>,
     preemptions: Option<u64>,
     generated: Option<u64>,
+    kv_expired: Option<u64>,
     block_tokens: Option<u64>,
     blocks: Option<u64>,
     kv_tokens: Option<u64>,
@@ -115,6 +116,7 @@ impl Engine {
             prefix_hits: self.prefix_hits,
             preemptions: self.preemptions,
             generated: self.generated,
+            kv_expired: self.kv_expired,
         }
     }
 
@@ -148,6 +150,7 @@ impl Engine {
             Metric::PrefixHits => self.prefix_hits = Some(value as u64),
             Metric::Preemptions => self.preemptions = Some(value as u64),
             Metric::Generated => self.generated = Some(value as u64),
+            Metric::KvExpired => self.kv_expired = Some(self.kv_expired.unwrap_or(0).saturating_add(value as u64)),
             Metric::CacheConfig => {
                 self.block_tokens = label(labels, b"block_size").and_then(number);
                 self.blocks = label(labels, b"num_gpu_blocks").and_then(number);
@@ -173,6 +176,7 @@ enum Metric {
     PrefixHits,
     Preemptions,
     Generated,
+    KvExpired,
     CacheConfig,
     SleepState,
 }
@@ -188,6 +192,7 @@ impl Metric {
             b"prefix_cache_hits_total" => Self::PrefixHits,
             b"num_preemptions_total" => Self::Preemptions,
             b"generation_tokens_total" => Self::Generated,
+            b"nixl_num_kv_expired_reqs_total" | b"nixl_num_notifications_after_expiry_total" => Self::KvExpired,
             b"cache_config_info" => Self::CacheConfig,
             b"engine_sleep_state" => Self::SleepState,
             _ => return None,

@@ -35,9 +35,22 @@ impl Gate {
         Self::with_hook(pods, yaml, None).await
     }
 
+    /// A gate in front of pods that only prefill and pods that decode.
+    pub async fn with_roles(prefill: &[SocketAddr], decode: &[SocketAddr], yaml: &str) -> Self {
+        let gate = Self::launch((&[], prefill, decode), yaml, None).await;
+        let are_known = || gate.app().gate().table.fleet().unknown.is_empty();
+        gate.eventually("models known", are_known).await;
+        gate
+    }
+
     /// The same with a hook that is called at each phase of each request.
     pub async fn with_hook(pods: &[SocketAddr], yaml: &str, hook: Option<Hook>) -> Self {
+        Self::launch((pods, &[], &[]), yaml, hook).await
+    }
+
+    async fn launch(pods: (&[SocketAddr], &[SocketAddr], &[SocketAddr]), yaml: &str, hook: Option<Hook>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let urls = |addrs: &[SocketAddr]| addrs.iter().map(|addr| format!("http://{addr}")).collect::<Vec<_>>();
         let name = format!("tidegate-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).unwrap();
@@ -47,7 +60,9 @@ impl Gate {
             listen: Some("127.0.0.1:0".parse().unwrap()),
             listen_h2c: Some("127.0.0.1:0".parse().unwrap()),
             admin: Some("127.0.0.1:0".parse().unwrap()),
-            pod: pods.iter().map(|addr| format!("http://{addr}")).collect(),
+            pod: urls(pods.0),
+            prefill: urls(pods.1),
+            decode: urls(pods.2),
             threads: Some(1),
             access_log: Some(dir.join("access.log").display().to_string()),
             ..ServeArgs::default()

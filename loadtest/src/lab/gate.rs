@@ -305,6 +305,7 @@ impl Replica {
             prefix_hits: Some(stats.hit_tokens),
             preemptions: Some(stats.preemptions),
             generated: Some(stats.generated_tokens),
+            kv_expired: None,
         })
     }
 

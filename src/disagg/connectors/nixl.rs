@@ -50,19 +50,34 @@ impl Connector for Nixl {
     }
 }
 
+/// Whether a member has a value that will do.
+type Test = fn(&[u8]) -> bool;
+
+fn is_text(value: &[u8]) -> bool {
+    value.len() > 2 && value.starts_with(b"\"")
+}
+
+fn is_number(value: &[u8]) -> bool {
+    value.first().is_some_and(u8::is_ascii_digit)
+}
+
+fn is_list(value: &[u8]) -> bool {
+    json::elements(value).next().is_some()
+}
+
+fn is_true(value: &[u8]) -> bool {
+    value == b"true"
+}
+
 fn check(params: &[u8]) -> Result<(), BadReply> {
-    let is_text = |value: &[u8]| value.len() > 2 && value.starts_with(b"\"");
-    let is_number = |value: &[u8]| value.first().is_some_and(u8::is_ascii_digit);
-    let is_list = |value: &[u8]| json::elements(value).next().is_some();
-    let is_true = |value: &[u8]| value == b"true";
-    let checks: [(&'static str, &dyn Fn(&[u8]) -> bool); 7] = [
-        ("do_remote_prefill", &is_true),
-        ("remote_engine_id", &is_text),
-        ("remote_request_id", &is_text),
-        ("remote_host", &is_text),
-        ("remote_port", &is_number),
-        ("remote_block_ids", &is_list),
-        ("tp_size", &is_number),
+    let checks: [(&'static str, Test); 7] = [
+        ("do_remote_prefill", is_true),
+        ("remote_engine_id", is_text),
+        ("remote_request_id", is_text),
+        ("remote_host", is_text),
+        ("remote_port", is_number),
+        ("remote_block_ids", is_list),
+        ("tp_size", is_number),
     ];
     for (name, is_good) in checks {
         if !json::member(params, name).is_some_and(is_good) {

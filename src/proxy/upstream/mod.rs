@@ -65,6 +65,8 @@ pub struct PodConn {
     read_bytes: usize,
     framing: Framing,
     dechunk: Dechunk,
+    /// Body bytes that were read and given back.
+    returned: Option<Bytes>,
     /// Whether it served an exchange before.
     pub reused: bool,
     reusable: bool,
@@ -85,6 +87,7 @@ impl PodConn {
             read_bytes: READ_BYTES_MIN,
             framing: Framing::Empty,
             dechunk: Dechunk::default(),
+            returned: None,
             reused: false,
             reusable: true,
         })
@@ -169,6 +172,9 @@ impl PodConn {
     /// The next bytes of the body as they came, `None` at its end. All that one read brought is given at once.
     /// Cancel-safe: dropping the future loses nothing.
     pub async fn body(&mut self) -> Result<Option<Bytes>, PodFault> {
+        if let Some(returned) = self.returned.take() {
+            return Ok(Some(returned));
+        }
         loop {
             if let Some(piece) = self.buffered()? {
                 return Ok(Some(piece));
@@ -187,9 +193,14 @@ impl PodConn {
         }
     }
 
+    /// Gives back what was read of the body; it is read again first.
+    pub fn put_back(&mut self, body: Bytes) {
+        self.returned = (!body.is_empty()).then_some(body);
+    }
+
     /// Whether the body has ended.
     pub fn is_done(&self) -> bool {
-        self.framing == Framing::Empty
+        self.framing == Framing::Empty && self.returned.is_none()
     }
 
     /// Body bytes that are here already.
@@ -219,7 +230,7 @@ impl PodConn {
 
     /// Whether the connection can serve another exchange: the answer ended, cleanly, with nothing after it.
     fn can_serve_again(&self) -> bool {
-        self.reusable && self.framing == Framing::Empty && self.buf.is_empty()
+        self.reusable && self.is_done() && self.buf.is_empty()
     }
 
     /// Whether the pod has closed the idle connection, or said something nobody asked for.

@@ -55,7 +55,7 @@ impl Default for Settings {
 
 impl Settings {
     /// The constants of the formula. What is not a number from 0 up counts as 0.
-    fn rates(&self) -> Rates {
+    pub(in crate::scheduling) fn rates(&self) -> Rates {
         let sane = |value: f64| if value.is_finite() { value.max(0.0) } else { 0.0 };
         Rates {
             urgency: sane(self.urgency),

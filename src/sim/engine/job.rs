@@ -147,6 +147,8 @@ pub struct Stats {
     pub lookup_tokens: u64,
     /// Prompt tokens found there.
     pub hit_tokens: u64,
+    /// Prompt tokens whose KV came from another engine.
+    pub given_tokens: u64,
     /// Prompt tokens of jobs that reached their first token.
     pub prompt_tokens: u64,
     /// Tokens generated.

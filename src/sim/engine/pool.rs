@@ -27,6 +27,8 @@ impl Hasher for Mixed {
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     hash: Option<u64>,
+    /// Counts up whenever the block is given to somebody new, who overwrites it.
+    generation: u64,
     holders: u32,
     before: u32,
     after: u32,
@@ -47,6 +49,7 @@ impl BlockPool {
         let slots = (0..ring)
             .map(|at| Slot {
                 hash: None,
+                generation: 0,
                 holders: 0,
                 before: ((at + ring - 1) % ring) as u32,
                 after: ((at + 1) % ring) as u32,
@@ -105,12 +108,23 @@ impl BlockPool {
             self.unlink(block);
             let slot = self.slot_mut(block);
             slot.holders = 1;
+            slot.generation += 1;
             if let Some(hash) = slot.hash.take() {
                 self.by_hash.remove(&hash);
             }
             held.push(block);
         }
         true
+    }
+
+    /// How often a block was overwritten.
+    pub(super) fn generation(&self, block: u32) -> u64 {
+        self.slot(block).generation
+    }
+
+    /// Length of the run of these hashes that is cached.
+    pub(super) fn run(&self, hashes: &[u64]) -> usize {
+        hashes.iter().take_while(|hash| self.by_hash.contains_key(hash)).count()
     }
 
     /// Makes a held block findable. A second block of the same content stays unfindable.

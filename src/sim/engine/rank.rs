@@ -5,7 +5,7 @@
 //! budget, `sequences_max` and blocks for the whole prompt allow. A sequence whose tokens are all computed at the end of a
 //! step gets one more. Blocks can be found by others when the step that filled them ends.
 //! The caller owns time: `submit`, then `step(now)` whenever `due()` says so. Calls too early change nothing.
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::content;
@@ -26,6 +26,10 @@ struct Sequence {
     /// Hashes of the full blocks after the prompt's.
     grown: Vec<u64>,
     published: usize,
+    /// Its blocks stay held when it is done.
+    is_kept: bool,
+    /// Tokens whose KV comes from another engine.
+    given: u64,
 }
 
 impl Sequence {
@@ -58,6 +62,8 @@ pub struct Engine {
     pool: BlockPool,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// Blocks of jobs that are done, kept for another engine.
+    kept: HashMap<u64, Vec<u32>>,
     /// End of the step under way.
     step_ends: Option<Mono>,
     stats: Stats,
@@ -73,6 +79,7 @@ impl Engine {
             settings,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            kept: HashMap::new(),
             step_ends: None,
             stats: Stats { blocks: settings.blocks, ..Stats::default() },
             tokens: Vec::new(),
@@ -100,8 +107,49 @@ impl Engine {
             held: Vec::new(),
             grown: Vec::new(),
             published: 0,
+            is_kept: false,
+            given: 0,
         });
         Ok(())
+    }
+
+    /// Keeps the blocks of a job that was just submitted when it is done, until [`Engine::release`].
+    pub fn keep(&mut self, id: u64) {
+        self.just_submitted(id, |sequence| sequence.is_kept = true);
+    }
+
+    /// The KV of the first `tokens` of a job that was just submitted comes from elsewhere: it is not computed.
+    pub fn give(&mut self, id: u64, tokens: u64) {
+        self.just_submitted(id, |sequence| sequence.given = tokens);
+    }
+
+    fn just_submitted(&mut self, id: u64, change: impl FnOnce(&mut Sequence)) {
+        if let Some(sequence) = self.waiting.iter_mut().rev().find(|sequence| sequence.job.id == id) {
+            change(sequence);
+        }
+    }
+
+    /// The blocks kept of a job that is done, each with how often it was overwritten.
+    pub fn kept(&self, id: u64) -> Vec<(u32, u64)> {
+        let blocks = self.kept.get(&id).map(Vec::as_slice).unwrap_or_default();
+        blocks.iter().map(|&block| (block, self.pool.generation(block))).collect()
+    }
+
+    /// Lets go of the blocks kept of a job.
+    pub fn release(&mut self, id: u64) {
+        if let Some(mut blocks) = self.kept.remove(&id) {
+            self.pool.give_back(&mut blocks);
+        }
+    }
+
+    /// Whether none of these blocks was overwritten since they were told by [`Engine::kept`].
+    pub fn is_intact(&self, blocks: &[(u32, u64)]) -> bool {
+        blocks.iter().all(|&(block, generation)| self.pool.generation(block) == generation)
+    }
+
+    /// How many of these block hashes, from the first on, are in the cache.
+    pub fn cached_run(&self, hashes: &[u64]) -> usize {
+        self.pool.run(hashes)
     }
 
     /// When `step` should be called next; `None` if a step is not under way (idle, or a job was just submitted).
@@ -140,9 +188,9 @@ impl Engine {
     }
 
     /// Drops every cached block that is not held, as `/reset_prefix_cache` does, by starting an empty pool. False, and no
-    /// change, while sequences run.
+    /// change, while sequences run or blocks are kept.
     pub fn reset_cache(&mut self) -> bool {
-        if !self.running.is_empty() {
+        if !(self.running.is_empty() && self.kept.is_empty()) {
             return false;
         }
         self.pool = BlockPool::new(self.settings.blocks);
@@ -203,7 +251,11 @@ impl Engine {
             }
             if sequence.is_done() {
                 events.push(Event { job: id, kind: EventKind::Done });
-                self.pool.give_back(&mut sequence.held);
+                if sequence.is_kept {
+                    self.kept.insert(id, std::mem::take(&mut sequence.held));
+                } else {
+                    self.pool.give_back(&mut sequence.held);
+                }
                 is_any_done = true;
             }
         }
@@ -241,7 +293,7 @@ impl Engine {
                 is_preempted = true;
                 if let Some(mut last) = self.running.pop() {
                     self.pool.give_back(&mut last.held);
-                    (last.computed, last.chunk, last.published) = (0, 0, 0);
+                    (last.computed, last.chunk, last.published, last.given) = (0, 0, 0, 0);
                     self.stats.preemptions += 1;
                     events.push(Event { job: last.job.id, kind: EventKind::Preempted });
                     self.waiting.push_front(last);
@@ -279,11 +331,14 @@ impl Engine {
             sequence.held = held;
             sequence.published = run;
             sequence.computed = run as u64 * u64::from(self.settings.block_tokens);
+            let given = sequence.given.min(length - 1).saturating_sub(sequence.computed);
             if sequence.cached.is_none() {
                 sequence.cached = Some(sequence.computed);
                 self.stats.lookup_tokens += length;
                 self.stats.hit_tokens += sequence.computed;
+                self.stats.given_tokens += given;
             }
+            sequence.computed += given;
             sequence.chunk = (length - sequence.computed).min(*budget);
             *budget -= sequence.chunk;
             account(&sequence, work);
@@ -423,6 +478,30 @@ mod tests {
             engine.submit(job(id, &prompt, 1)).unwrap();
             assert_eq!(run(&mut engine, &mut now)[0].1.kind, EventKind::First { cached });
         }
+    }
+
+    #[test]
+    fn what_is_kept_stays_until_it_is_let_go_and_what_is_given_is_not_computed() {
+        let (mut engine, mut now) = (Engine::new(small(8, 2)), Mono::ZERO);
+        let prompt: Vec<u32> = (0..18).collect();
+        engine.submit(job(1, &prompt, 1)).unwrap();
+        engine.keep(1);
+        run(&mut engine, &mut now);
+        let kept = engine.kept(1);
+        assert_eq!((kept.len(), engine.stats().blocks_used, engine.reset_cache()), (5, 5, false));
+        engine.release(1);
+        assert!(engine.is_intact(&kept), "nobody took them yet");
+        engine.submit(job(2, &(50..80).collect::<Vec<_>>(), 1)).unwrap();
+        run(&mut engine, &mut now);
+        assert!(!engine.is_intact(&kept));
+        let mut other = Engine::new(small(8, 2));
+        other.submit(job(3, &prompt, 2)).unwrap();
+        other.give(3, 18);
+        run(&mut other, &mut now);
+        let stats = other.stats();
+        assert_eq!((stats.steps, stats.given_tokens, stats.hit_tokens, stats.blocks_used), (2, 17, 0, 0));
+        let hashes = Prompt::of(&prompt, 0, 4).blocks;
+        assert_eq!(other.cached_run(&hashes), 4, "given blocks are found like any other");
     }
 
     #[test]

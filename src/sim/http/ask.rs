@@ -62,6 +62,10 @@ pub(super) struct Ask {
     pub(super) tool: Option<String>,
     pub(super) salt: Option<String>,
     pub(super) temperature: f64,
+    /// Cached prompt tokens as another pod told them.
+    pub(super) told_cached: Option<u64>,
+    /// Its blocks are kept for another pod.
+    pub(super) keeps: bool,
 }
 
 /// Parses JSON, with vLLM's errors.
@@ -122,6 +126,8 @@ impl Ask {
             tool: tool_of(body),
             salt: body.get("cache_salt").and_then(Value::as_str).map(str::to_owned),
             temperature: body.get("temperature").and_then(Value::as_f64).unwrap_or(1.0),
+            told_cached: None,
+            keeps: false,
         })
     }
 

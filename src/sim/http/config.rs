@@ -1,6 +1,7 @@
 //! Settings of a simulated pod. The defaults are a pod of model `sim` that answers at once, for tests.
 use std::time::Duration;
 
+use super::handover::Handover;
 use crate::sim::engine::{EngineSettings, StepCost};
 
 /// Role in disaggregated serving, as the pod was started. `Prefill` and `Decode` pods have a KV connector, so a stray
@@ -39,6 +40,8 @@ pub struct SimConfig {
     pub role: SimRole,
     /// Which routes exist.
     pub serves: Serves,
+    /// How KV blocks are handed over between pods of roles other than `Both`.
+    pub handover: Handover,
     /// Engine constants. Its `cost.speed` is set from `speed`.
     pub engine: EngineSettings,
     /// How many times faster than the modelled GPU; 0 answers at once, without any waiting.
@@ -72,6 +75,7 @@ impl Default for SimConfig {
             adapters: Vec::new(),
             ranks: 1,
             role: SimRole::Both,
+            handover: Handover::default(),
             serves: Serves::Generate,
             engine: EngineSettings::default(),
             speed: 0.0,

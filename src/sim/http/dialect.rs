@@ -94,7 +94,7 @@ async fn tokens(
                 x.wire.wait(wait).await?;
             }
             if count == 0 {
-                dialect.opening(run.cached(), out);
+                dialect.opening(ask.told_cached.unwrap_or_else(|| run.cached()), out);
             }
             dialect.token(place, *sent, *sent + 1 == wanted.tokens, out);
             *sent += 1;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use memchr::memmem;
 
 use super::head::Head;
-use super::script::{Cut, Fault, Framing, MetricsFault, Rule, Script};
+use super::script::{Cut, Fault, Framing, KvFault, MetricsFault, Rule, Script};
 
 /// A script with its counters.
 #[derive(Default)]
@@ -93,6 +93,31 @@ pub(super) struct Plan {
     pub(super) event_filler: usize,
     pub(super) interim: Vec<u16>,
     pub(super) metrics: Option<MetricsFault>,
+    pub(super) kv: KvPlan,
+}
+
+/// What shall go wrong when KV blocks are handed over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KvPlan {
+    pub(super) gives_nothing: bool,
+    pub(super) lacks_port: bool,
+    pub(super) expires: bool,
+    pub(super) stalls: Option<Duration>,
+    pub(super) fails: bool,
+    pub(super) garbles: bool,
+}
+
+impl KvPlan {
+    fn add(&mut self, fault: KvFault) {
+        match fault {
+            KvFault::Nothing => self.gives_nothing = true,
+            KvFault::LacksPort => self.lacks_port = true,
+            KvFault::Expires => self.expires = true,
+            KvFault::Stalls(wait) => self.stalls = Some(wait),
+            KvFault::Fails => self.fails = true,
+            KvFault::Garbles => self.garbles = true,
+        }
+    }
 }
 
 impl Plan {
@@ -123,6 +148,7 @@ impl Plan {
             Fault::Crash => self.is_crash = true,
             Fault::Metrics(how) => self.metrics = Some(*how),
             Fault::CloseAfter => self.is_closed_after = true,
+            Fault::Kv(fault) => self.kv.add(*fault),
         }
     }
 }

@@ -196,7 +196,18 @@ fn number(value: f64) -> String {
 /// The page of a pod.
 pub(super) fn render(config: &SimConfig, life: &Life) -> String {
     let ranks = life.ranks.figures();
-    page(config, life.started.as_secs_f64(), &ranks)
+    let text = page(config, life.started.as_secs_f64(), &ranks);
+    if config.role == SimRole::Both {
+        return text;
+    }
+    let (expired, late) = life.leases.counts();
+    let model = config.first_model();
+    let counter = |name: &str, count: u64| {
+        let count = number(count as f64);
+        format!("# TYPE vllm:nixl_{name} counter\nvllm:nixl_{name}{{engine=\"0\",model_name=\"{model}\"}} {count}\n")
+    };
+    let expired = counter("num_kv_expired_reqs_total", expired);
+    text + &expired + &counter("num_notifications_after_expiry_total", late)
 }
 
 fn page(config: &SimConfig, since: f64, ranks: &[(Stats, u64, Figures)]) -> String {
@@ -272,9 +283,9 @@ fn counters(page: &mut Page, ranks: &[(Stats, u64, Figures)]) {
     by_source(
         "vllm:prompt_tokens_by_source_total",
         &[
-            ("local_compute", |stats| stats.prompt_tokens.saturating_sub(stats.hit_tokens)),
+            ("local_compute", |stats| stats.prompt_tokens.saturating_sub(stats.hit_tokens + stats.given_tokens)),
             ("local_cache_hit", |stats| stats.hit_tokens),
-            ("external_kv_transfer", |_| 0),
+            ("external_kv_transfer", |stats| stats.given_tokens),
         ],
     );
     by_source(

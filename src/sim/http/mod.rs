@@ -13,6 +13,7 @@ mod dialect;
 pub mod expect;
 mod faults;
 mod fleet;
+mod handover;
 mod head;
 mod host;
 mod json;
@@ -34,6 +35,7 @@ mod wire;
 
 pub use config::{Serves, SimConfig, SimRole};
 pub use fleet::{Fleet, SimArgs, run};
+pub use handover::Handover;
 pub use log::{Arrival, Ended};
 pub use pod::SimPod;
-pub use script::{Cut, Fault, Framing, MetricsFault, Rule, Script};
+pub use script::{Cut, Fault, Framing, KvFault, MetricsFault, Rule, Script};

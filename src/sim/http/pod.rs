@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::config::SimConfig;
 use super::connection;
 use super::faults::{Faults, Plan};
+use super::handover::{Leases, SIDE_CHANNEL};
 use super::head::Head;
 use super::host;
 use super::log::{Arrival, Log};
@@ -33,6 +34,9 @@ const BACKLOG: u32 = 4_096;
 pub(super) struct Life {
     pub(super) ranks: Ranks,
     pub(super) responses: Store,
+    pub(super) leases: Leases,
+    /// Name of its engine; another in every life.
+    pub(super) engine: String,
     /// Wall clock of its start, since 1970.
     pub(super) started: Duration,
     stop: watch::Sender<bool>,
@@ -43,6 +47,7 @@ pub(super) struct Life {
 /// What connections share.
 pub(super) struct Shared {
     pub(super) config: SimConfig,
+    pub(super) addr: SocketAddr,
     pub(super) log: Arc<Log>,
     faults: Mutex<Faults>,
     life: ArcSwapOption<Life>,
@@ -113,6 +118,7 @@ impl SimPod {
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             ids: Mutex::new(Rng::new(u64::from(addr.port()) << 32 | u64::from(std::process::id()))),
+            addr,
             config,
         });
         let pod = Self { shared, addr, parked: Arc::new(Mutex::new(Some(socket))) };
@@ -166,6 +172,8 @@ impl SimPod {
         let life = Arc::new(Life {
             ranks: Ranks::new(&self.shared.config, &stop),
             responses: Store::new(self.shared.config.responses_max),
+            leases: Leases::default(),
+            engine: format!("sim-{}-{:08x}", self.addr.port(), self.shared.fresh() as u32),
             started: host::unix(),
             stop,
             tasks: watch::Sender::new(1),
@@ -188,7 +196,10 @@ impl SimPod {
     /// What arrived so far at paths that a gate does not ask for itself (`/metrics`, `/health`, `/version`, `/v1/models`).
     pub fn served(&self) -> Vec<Arrival> {
         let mut all = self.log();
-        all.retain(|arrival| !matches!(arrival.path.as_str(), "/metrics" | "/health" | "/version" | "/v1/models"));
+        all.retain(|arrival| {
+            let is_probe = matches!(arrival.path.as_str(), "/metrics" | "/health" | "/version" | "/v1/models");
+            !(is_probe || arrival.path.starts_with(SIDE_CHANNEL))
+        });
         all
     }
 
@@ -205,6 +216,16 @@ impl SimPod {
     /// Sequences in flight now, streams still being written included.
     pub fn running(&self) -> u64 {
         self.shared.life.load().as_ref().map_or(0, |life| life.ranks.in_flight())
+    }
+
+    /// Leases on its KV blocks that are out now.
+    pub fn leases(&self) -> usize {
+        self.shared.life.load().as_ref().map_or(0, |life| life.leases.open())
+    }
+
+    /// Leases that ran out in this life, and decoders that came after that.
+    pub fn leases_ended(&self) -> (u64, u64) {
+        self.shared.life.load().as_ref().map_or((0, 0), |life| life.leases.counts())
     }
 
     /// Connections open now.

@@ -3,7 +3,7 @@
 //! A `Run` is one request in an engine: it tells how many tokens each of its sequences has, and gives everything back when
 //! dropped (a dropped run that is not complete is an abort). At speed 0 there is no task: entering pumps the engine until
 //! the run is done, under its lock.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub(super) struct Rank {
 
 struct Core {
     engine: Engine,
+    /// Hashes of prompt blocks whose content is wrong.
+    poison: HashSet<u64>,
     flights: HashMap<u64, (Arc<Flight>, usize)>,
     events: Vec<Event>,
     figures: Figures,
@@ -57,6 +59,20 @@ pub(super) struct Sequence<'a> {
     pub(super) seed: u64,
 }
 
+/// Blocks, each with how often it was overwritten.
+pub(super) type Blocks = Vec<(u32, u64)>;
+
+/// What of a request's KV goes to another pod, or comes from one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Transfer {
+    /// Its blocks are kept when it is done.
+    pub(super) keeps: bool,
+    /// Its prompt's KV is here already.
+    pub(super) is_given: bool,
+    /// And it is that of another prompt.
+    pub(super) is_wrong: bool,
+}
+
 /// A request in an engine.
 pub(super) struct Run {
     rank: Arc<Rank>,
@@ -66,6 +82,9 @@ pub(super) struct Run {
     prompt_tokens: u64,
     output_tokens: u64,
     asked: u64,
+    is_wrong: bool,
+    /// Blocks are kept and nobody was told where.
+    keeps: bool,
 }
 
 impl Ranks {
@@ -75,7 +94,13 @@ impl Ranks {
         let all: Vec<Arc<Rank>> = (0..config.ranks.max(1))
             .map(|_| {
                 let engine = Engine::new(config.engine_settings());
-                let core = Core { engine, flights: HashMap::new(), events: Vec::new(), figures: Figures::default() };
+                let core = Core {
+                    engine,
+                    poison: HashSet::new(),
+                    flights: HashMap::new(),
+                    events: Vec::new(),
+                    figures: Figures::default(),
+                };
                 Arc::new(Rank { core: Mutex::new(core), wake: Notify::new(), in_flight: AtomicU64::new(0) })
             })
             .collect();
@@ -119,6 +144,7 @@ impl Ranks {
         rank: Option<usize>,
         sequences: &[Sequence<'_>],
         is_streamed: bool,
+        transfer: Transfer,
     ) -> Result<Run, Refusal> {
         let least = || self.all.iter().min_by_key(|rank| rank.in_flight.load(Relaxed));
         let Some(rank) = rank.and_then(|rank| self.all.get(rank)).or_else(least) else { return Err(Refusal::Busy) };
@@ -140,6 +166,8 @@ impl Ranks {
             prompt_tokens: sequences.iter().map(|sequence| sequence.prompt.len() as u64).sum(),
             output_tokens: sequences.iter().map(|sequence| sequence.output_tokens).sum(),
             asked: count,
+            is_wrong: false,
+            keeps: transfer.keeps,
         };
         // Hashing a long prompt takes a while: not under the lock.
         let job = |(id, sequence): (u64, &Sequence<'_>)| {
@@ -154,11 +182,18 @@ impl Ranks {
         let is_full = self.is_instant && limit.is_some_and(|limit| in_flight >= limit);
         let mut entered = if is_full { Err(Refusal::Busy) } else { Ok(()) };
         for (place, job) in jobs.into_iter().enumerate() {
-            let id = job.id;
+            let (id, tokens, blocks) = (job.id, job.prompt.tokens, Arc::clone(&job.prompt.blocks));
             entered = entered.and_then(|()| core.engine.submit(job));
             if entered.is_err() {
                 break;
             }
+            if transfer.keeps {
+                core.engine.keep(id);
+            }
+            if transfer.is_given {
+                core.engine.give(id, tokens);
+            }
+            run.is_wrong |= core.taste(&blocks, transfer);
             core.flights.insert(id, (run.flight.clone(), place));
             run.jobs.push(id);
         }
@@ -182,7 +217,34 @@ impl Ranks {
     }
 }
 
+impl Rank {
+    /// Lets go of the blocks kept of a job.
+    pub(super) fn release(&self, job: u64) {
+        self.core.lock().engine.release(job);
+    }
+
+    /// Whether none of these blocks was overwritten.
+    pub(super) fn is_intact(&self, blocks: &[(u32, u64)]) -> bool {
+        self.core.lock().engine.is_intact(blocks)
+    }
+}
+
 impl Core {
+    /// Whether a prompt of these blocks is answered wrongly, because what is cached of it is wrong or what was loaded is. Wrong
+    /// blocks are cached under the right hashes.
+    fn taste(&mut self, blocks: &[u64], transfer: Transfer) -> bool {
+        let (cached, rest) = blocks.split_at(self.engine.cached_run(blocks).min(blocks.len()));
+        let is_poisoned = cached.iter().any(|block| self.poison.contains(block));
+        for block in rest {
+            if transfer.is_wrong {
+                self.poison.insert(*block)
+            } else {
+                self.poison.remove(block)
+            };
+        }
+        is_poisoned || transfer.is_wrong
+    }
+
     /// One engine step and the delivery of its events.
     fn advance(&mut self, now: Mono) -> Option<Mono> {
         let next = self.engine.step(now, &mut self.events);
@@ -226,6 +288,23 @@ impl Run {
         self.flight.cached.load(Relaxed)
     }
 
+    /// Whether its KV is that of another prompt.
+    pub(super) fn is_wrong(&self) -> bool {
+        self.is_wrong
+    }
+
+    /// The blocks that are kept of its first sequence, once it is done: rank, job, and each block with its generation. The
+    /// others are let go.
+    pub(super) fn kept(&mut self) -> Option<(Arc<Rank>, u64, Blocks)> {
+        self.keeps = false;
+        let (first, others) = self.jobs.split_first()?;
+        let mut core = self.rank.core.lock();
+        for job in others {
+            core.engine.release(*job);
+        }
+        Some((self.rank.clone(), *first, core.engine.kept(*first)))
+    }
+
     /// Whether all sequences have all their tokens.
     pub(super) fn is_done(&self) -> bool {
         self.flight.left.load(Relaxed) == 0
@@ -248,12 +327,13 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         self.rank.in_flight.fetch_sub(self.asked, Relaxed);
-        if self.is_done() {
+        if self.is_done() && !self.keeps {
             return;
         }
         let mut core = self.rank.core.lock();
         for job in &self.jobs {
             core.engine.abort(*job);
+            core.engine.release(*job);
             core.flights.remove(job);
         }
     }

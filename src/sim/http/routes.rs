@@ -8,12 +8,14 @@ use super::chat::{self, ChatStream};
 use super::completions::{self, CompletionStream, GenerateStream};
 use super::config::{Serves, SimRole};
 use super::connection::{Exchange, shape_of};
-use super::dialect::{finish, stream};
+use super::dialect::{data, finish, stream};
+use super::handover::{self, Loaded};
+use super::host;
 use super::messages::{self, MessageStream};
 use super::metrics;
 use super::plain;
 use super::pooling;
-use super::ranks::{Run, Sequence};
+use super::ranks::{Run, Sequence, Transfer};
 use super::refuse::{Refused, Shape, detail};
 use super::responses::{Frame, ResponseStream};
 use super::tokens;
@@ -31,6 +33,7 @@ enum Route<'a> {
     Render(Face),
     Stored { id: &'a str, is_cancel: bool },
     Ping,
+    SideChannel,
     Development,
     Unknown,
 }
@@ -68,6 +71,7 @@ fn route(path: &str, serves: Serves) -> Route<'_> {
                 Route::Unknown
             }
         }
+        _ if path.starts_with(handover::SIDE_CHANNEL) => Route::SideChannel,
         _ => match path.strip_prefix("/v1/responses/") {
             Some(rest) if serves == Serves::Generate && !rest.is_empty() => match rest.strip_suffix("/cancel") {
                 Some(id) => Route::Stored { id, is_cancel: true },
@@ -95,7 +99,7 @@ pub(super) async fn answer(x: &mut Exchange<'_>) -> Step {
     }
     let route = route(&head.path, config.serves);
     let method = match route {
-        Route::Get | Route::Stored { is_cancel: false, .. } => "GET",
+        Route::Get | Route::SideChannel | Route::Stored { is_cancel: false, .. } => "GET",
         Route::Ping if head.method == "GET" => "GET",
         Route::Unknown => return x.wire.reply(&detail(404)).await,
         _ => "POST",
@@ -120,6 +124,10 @@ pub(super) async fn answer(x: &mut Exchange<'_>) -> Step {
                 x.life.ranks.reset_caches();
             }
             Reply::with(200, None, Vec::new())
+        }
+        Route::SideChannel => {
+            let lease = config.handover.lease;
+            x.life.leases.called(&x.life.engine, &head.path, lease).unwrap_or_else(|| detail(404))
         }
         Route::Stored { id, is_cancel } => stored(x, id, is_cancel),
         Route::Tokenize | Route::Detokenize | Route::CountTokens | Route::Render(_) => {
@@ -203,16 +211,8 @@ fn rank_of(x: &Exchange<'_>) -> Result<Option<usize>, Refused> {
     }
 }
 
-/// Whether this body kills the engine of a pod with a KV connector: vLLM 0.32 asserts on remote prefill without blocks.
-fn is_deadly(x: &Exchange<'_>, body: &Value) -> bool {
-    let params = body.get("kv_transfer_params");
-    let asks = params.and_then(|params| params.get("do_remote_prefill")).and_then(Value::as_bool) == Some(true);
-    let has_blocks = params.and_then(|params| params.get("remote_block_ids")).is_some_and(Value::is_array);
-    x.pod.config.role != SimRole::Both && asks && !has_blocks
-}
-
 /// Enters sequences into an engine.
-fn enter(x: &Exchange<'_>, ask: &Ask) -> Result<Run, Refused> {
+fn enter(x: &Exchange<'_>, ask: &Ask, transfer: Transfer) -> Result<Run, Refused> {
     let rank = rank_of(x)?;
     let is_base = ask.model == x.pod.config.first_model() || x.pod.config.models.contains(&ask.model);
     let adapter = if is_base { "" } else { ask.model.as_str() };
@@ -227,7 +227,7 @@ fn enter(x: &Exchange<'_>, ask: &Ask) -> Result<Run, Refused> {
             seed: wanted.seed,
         })
         .collect();
-    enter_sequences(x, rank, &sequences, ask.is_streamed)
+    enter_sequences(x, rank, &sequences, ask.is_streamed, transfer)
 }
 
 fn enter_sequences(
@@ -235,8 +235,10 @@ fn enter_sequences(
     rank: Option<usize>,
     sequences: &[Sequence<'_>],
     is_streamed: bool,
+    transfer: Transfer,
 ) -> Result<Run, Refused> {
-    x.life.ranks.enter(rank, sequences, is_streamed).map_err(|refusal| match refusal {
+    x.life.leases.settle(host::now());
+    x.life.ranks.enter(rank, sequences, is_streamed, transfer).map_err(|refusal| match refusal {
         Refusal::Busy => Refused::busy(),
         Refusal::TooLarge => {
             let tokens = sequences.iter().map(|sequence| sequence.prompt.len() as u64).max().unwrap_or(0);
@@ -262,18 +264,46 @@ async fn generate(x: &mut Exchange<'_>, face: Face) -> Step {
     if face == Face::Generate && !x.pod.config.scale_out {
         return x.wire.reply(&not_enabled().reply(Shape::OpenAi)).await;
     }
-    if is_deadly(x, &body) {
+    let has_connector = x.pod.config.role != SimRole::Both;
+    if has_connector && handover::is_deadly(&body) {
         x.pod.crash();
         return x.wire.reply(&Refused::internal().reply(Shape::OpenAi)).await;
     }
-    let entered = read(x, face, &body).and_then(|ask| enter(x, &ask).map(|run| (ask, run)));
-    let (ask, run) = match entered {
-        Ok(entered) => entered,
+    let mut ask = match read(x, face, &body) {
+        Ok(ask) => ask,
+        Err(refused) => {
+            handover::reject(x, &body).await?;
+            let reply = refuse(x, &refused);
+            return x.wire.reply(&reply).await;
+        }
+    };
+    // A stream never tells where its blocks are (vLLM 0.32).
+    let keeps = has_connector && !ask.is_streamed && handover::asks_to_keep(&body);
+    let mut transfer = Transfer { keeps, ..Transfer::default() };
+    if has_connector && handover::asks_to_load(&body) {
+        if ask.is_streamed {
+            x.wire.begin_stream().await?;
+        }
+        match handover::load(x, &body, ask.prompt_tokens()).await? {
+            Loaded::Given { is_wrong } => {
+                (transfer.is_given, transfer.is_wrong) = (true, is_wrong);
+                ask.told_cached = handover::told_cached(&body);
+            }
+            Loaded::Recomputes => {}
+            Loaded::Failed => return fail(x, face, &ask).await,
+        }
+    }
+    let run = match enter(x, &ask, transfer) {
+        Ok(run) => run,
         Err(refused) => {
             let reply = refuse(x, &refused);
             return x.wire.reply(&reply).await;
         }
     };
+    if run.is_wrong() {
+        ask.wanted.iter_mut().for_each(|wanted| wanted.seed = !wanted.seed);
+    }
+    ask.keeps = keeps;
     let previous = body.get("previous_response_id").and_then(Value::as_str).map(str::to_owned);
     let previous = previous.as_deref();
     let is_stored = body.get("store").and_then(Value::as_bool) != Some(false);
@@ -285,6 +315,17 @@ async fn generate(x: &mut Exchange<'_>, face: Face) -> Step {
     } else {
         whole(x, face, &ask, run, previous, is_stored).await
     }
+}
+
+/// The blocks could not be loaded.
+async fn fail(x: &mut Exchange<'_>, face: Face, ask: &Ask) -> Step {
+    if !ask.is_streamed {
+        return x.wire.reply(&Refused::internal().reply(Shape::OpenAi)).await;
+    }
+    let body = Refused::internal().body(if face == Face::Messages { Shape::Anthropic } else { Shape::OpenAi });
+    x.wire.event(&data(&body)).await?;
+    x.wire.event(&data("[DONE]")).await?;
+    x.wire.end_stream().await
 }
 
 /// The frame of a response.
@@ -326,9 +367,16 @@ async fn streamed(
     }
 }
 
-async fn whole(x: &mut Exchange<'_>, face: Face, ask: &Ask, run: Run, previous: Option<&str>, is_stored: bool) -> Step {
+async fn whole(
+    x: &mut Exchange<'_>,
+    face: Face,
+    ask: &Ask,
+    mut run: Run,
+    previous: Option<&str>,
+    is_stored: bool,
+) -> Step {
     finish(x, ask, &run).await?;
-    let hit = run.cached();
+    let hit = ask.told_cached.unwrap_or_else(|| run.cached());
     let cached = x.pod.config.prompt_tokens_details.then_some(hit);
     let body = match face {
         Face::Chat => chat::whole(ask, &x.id, x.created, cached),
@@ -343,12 +391,23 @@ async fn whole(x: &mut Exchange<'_>, face: Face, ask: &Ask, run: Run, previous: 
             frame.whole(hit)
         }
     };
+    let body = if ask.keeps { with_params(&body, &handover::keep(x, &mut run, ask.prompt_tokens())) } else { body };
     let mut reply = Reply::json(body);
     if matches!(face, Face::Chat | Face::Completions) {
         reply.fields.extend(load_report(x).map(|report| ("endpoint-load-metrics", report)));
     }
     run.complete(ask.output_max.is_some());
     x.wire.reply(&reply).await
+}
+
+/// The answer with what it says of its blocks.
+fn with_params(body: &str, params: &Value) -> String {
+    let empty = r#""kv_transfer_params":null"#;
+    if body.contains(empty) {
+        return body.replacen(empty, &format!(r#""kv_transfer_params":{params}"#), 1);
+    }
+    let rest = body.strip_suffix('}').unwrap_or(body);
+    format!(r#"{rest},"kv_transfer_params":{params}}}"#)
 }
 
 /// The ORCA load report, if the client asks for it.
@@ -376,7 +435,7 @@ async fn pool(x: &mut Exchange<'_>) -> Step {
         pooled.and_then(|pooled| {
             let one = |prompt| Sequence { prompt, root: 0, output_tokens: 0, seed: 0 };
             let sequences: Vec<Sequence<'_>> = pooled.prompts.iter().map(|prompt| one(prompt.as_slice())).collect();
-            let run = enter_sequences(x, rank_of(x)?, &sequences, false)?;
+            let run = enter_sequences(x, rank_of(x)?, &sequences, false, Transfer::default())?;
             Ok((run, pooled.body))
         })
     });

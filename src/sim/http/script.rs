@@ -103,6 +103,25 @@ pub enum Fault {
     Metrics(MetricsFault),
     /// The answer says `connection: close` and the connection is closed after it.
     CloseAfter,
+    /// Handing over KV blocks goes wrong.
+    Kv(KvFault),
+}
+
+/// What goes wrong when KV blocks are handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFault {
+    /// The prefill pod hands over nothing (`kv_transfer_params: null`).
+    Nothing,
+    /// The prefill pod's answer has no `remote_port`.
+    LacksPort,
+    /// The prefill pod lets go of the blocks at once.
+    Expires,
+    /// The decode pod waits so long before it begins to load.
+    Stalls(Duration),
+    /// The decode pod cannot load.
+    Fails,
+    /// The decode pod reads something else, without noticing.
+    Garbles,
 }
 
 impl Fault {
@@ -110,8 +129,8 @@ impl Fault {
     /// `fin-at-event=N`, `silence-after-head`, `silence-at-event=N`, `slow-head=MS`, `slow-body=MS`, `slow-tokens=MS`,
     /// `error-event=N`, `no-good-ending`, `no-final-chunk`, `open-after-end`, `garbage`, `http09`, `bad-chunk-size`,
     /// `two-content-lengths`, `length-and-chunked`, `short-body`, `huge-head`, `huge-event`, `split-bytes`,
-    /// `status=CODE` (429 and 503 with Retry-After 1), `early-answer=CODE`, `interim=CODE`, `crash`, `close-after`.
-    /// `None` for anything else.
+    /// `status=CODE` (429 and 503 with Retry-After 1), `early-answer=CODE`, `interim=CODE`, `crash`, `close-after`,
+    /// `kv-nothing`, `kv-lacks-port`, `kv-expires`, `kv-stalls=MS`, `kv-fails`, `kv-garbles`. `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         let number = || value.trim().parse::<u64>().ok();
@@ -150,6 +169,12 @@ impl Fault {
             "interim" => Self::Interim(vec![status()?]),
             "crash" => Self::Crash,
             "close-after" => Self::CloseAfter,
+            "kv-nothing" => Self::Kv(KvFault::Nothing),
+            "kv-lacks-port" => Self::Kv(KvFault::LacksPort),
+            "kv-expires" => Self::Kv(KvFault::Expires),
+            "kv-stalls" => Self::Kv(KvFault::Stalls(millis()?)),
+            "kv-fails" => Self::Kv(KvFault::Fails),
+            "kv-garbles" => Self::Kv(KvFault::Garbles),
             _ => return None,
         })
     }

@@ -105,8 +105,11 @@ impl<'a> Wire<'a> {
         self.flush().await
     }
 
-    /// Writes the head of a stream, at once.
+    /// Writes the head of a stream, at once, if it was not written before.
     pub(super) async fn begin_stream(&mut self) -> Step {
+        if self.status.is_some() {
+            return Ok(());
+        }
         self.head(200, &[], None, Some("text/event-stream; charset=utf-8"));
         self.flush().await
     }

@@ -30,6 +30,7 @@ fn a_real_scrape() {
         prefix_hits: Some(256),
         preemptions: Some(0),
         generated: Some(83),
+        kv_expired: None,
     };
     assert_eq!(reading(IDLE), expected);
     assert_eq!(scrape.witness().counters, [Some(1_031), Some(256), Some(0), Some(83)]);
@@ -42,6 +43,7 @@ fn real_scrapes_of_a_busy_server_and_of_a_pair() {
     assert_eq!((busy.generated, Scrape::parse(BUSY).started_at_s), (None, None));
     assert_eq!(reading(PREFILL).prefix_hits, Some(1_728));
     assert_eq!(reading(DECODE).generated, Some(136));
+    assert_eq!((reading(PREFILL).kv_expired, reading(DECODE).kv_expired), (Some(10), Some(0)));
     assert_eq!(Scrape::parse(DECODE).engines[0].capacity(), Some(Tokens(16_384)));
 }
 

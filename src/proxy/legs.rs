@@ -1,0 +1,444 @@
+//! A request on two pods: the prefill on one, then the decode on another, which brings over the KV blocks. What to do next is
+//! decided by [`Life`]; here it is done.
+//!
+//! Until the first token was checked nothing reaches the client, so every failure before it is planned anew: another pair,
+//! another decoder, or one pod for all of it.
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Sleep, sleep};
+
+use super::attempt::{Cut, Failed, Trial, Tried, watch};
+use super::exchange::{End, Exchange};
+use super::gate::Phase;
+use super::intake::Facts;
+use super::plan::{Avoid, Choice, Pair, Planned};
+use super::prefill::rest;
+use super::reply::Fault;
+use super::upstream::PodConn;
+use crate::base::{Mono, PodId, Tokens};
+use crate::disagg::{
+    Act, Check, DecodeFault, Event, Fallback, Lease, Life, Outcome as Ended, PrefillFault, Proof, Rules, Sentinel,
+    Want, decode_body, kv_expired, salted,
+};
+use crate::flow::{Failure, Setback, Verdict, classify};
+use crate::pods::{Attempt, Lien, Outcome, Pod};
+use crate::runtime::{now, spawn_connection};
+
+/// Time to ask a prefill pod whether leases ran out.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+/// Largest page of metrics that is read for it.
+const PAGE_BYTES_MAX: usize = 8 << 20;
+
+/// Whose blocks a decode reads.
+pub(super) struct Fed {
+    prefiller: Arc<Pod>,
+    lease: Lease,
+    /// Leases that had run out on the prefill pod before this one began; `None`: not known.
+    expired_before: Option<u64>,
+    tokens: Tokens,
+    sent: Mono,
+    /// What the check before the commit said.
+    said: Option<Check>,
+    /// The prefill pod's room until the decoder has the blocks.
+    lien: Option<Lien>,
+}
+
+/// What a prefill handed over.
+pub(super) struct Handed {
+    pub(super) params: Vec<u8>,
+    pub(super) lease: Lease,
+    pub(super) proof: Option<Proof>,
+    pub(super) expired_before: Option<u64>,
+    pub(super) prefiller: Arc<Pod>,
+    pub(super) tokens: Tokens,
+    pub(super) lien: Lien,
+}
+
+/// How it ended on two pods.
+pub(super) enum Legs {
+    /// The client has its answer.
+    Answered,
+    /// Nothing reached the client and nothing more is tried.
+    Failed(Failed),
+    /// One pod does it all, from the start; what failed last.
+    Alone(Option<Failed>),
+}
+
+/// One request under way on two pods.
+struct Course {
+    life: Life,
+    prefill: Choice,
+    decode: Choice,
+    /// Prefill pods that were asked.
+    prefillers: Vec<PodId>,
+    /// What a prefill handed over and no decoder was sent yet.
+    handed: Option<Handed>,
+    /// The decoder's room, taken before the prefill starts.
+    room: Option<Lien>,
+    /// What failed last.
+    last: Option<Failed>,
+}
+
+impl Course {
+    /// Goes on with this pair.
+    fn take(&mut self, pair: Pair) {
+        (self.prefill, self.decode) = (pair.prefill, pair.decode);
+        self.room = Some(Lien::new(Arc::clone(&self.decode.pod), self.decode.prompt));
+    }
+
+    fn failed(&mut self, fault: DecodeFault, failed: Failed) -> Act {
+        self.last = Some(failed);
+        self.life.on(Event::DecodeFailed(fault), now())
+    }
+}
+
+impl Exchange {
+    /// Serves a request on the pods of `pair`, or on others if they fail. Pods that must not be asked again are added to `tried`.
+    pub(super) async fn legs(
+        &mut self,
+        facts: &Facts,
+        pair: Box<Pair>,
+        tried: &mut Vec<PodId>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Legs, End> {
+        let rules = Rules {
+            falls_back: self.rules.disagg.on_prefill_failure == Fallback::Fallback,
+            decodes_max: self.rules.retry.attempts_max.clamp(1, 2) as u8,
+            ..Rules::default()
+        };
+        let (life, mut act) = Life::begin(rules);
+        let room = Some(Lien::new(Arc::clone(&pair.decode.pod), pair.decode.prompt));
+        let Pair { prefill, decode } = *pair;
+        let (prefillers, handed, last) = (Vec::new(), None, None);
+        let mut course = Course { life, prefill, decode, prefillers, handed, room, last };
+        loop {
+            act = match act {
+                Act::Prefill => self.prefill(facts, &mut course, alarm.as_mut()).await?,
+                Act::Decode => self.decode(facts, &mut course, tried, alarm.as_mut()).await?,
+                Act::Plan(want) => self.plan_again(facts, &mut course, want, tried),
+                Act::Alone => {
+                    self.let_run_out(course.handed.take(), "unused");
+                    self.note.prefill_pod = None;
+                    return Ok(Legs::Alone(course.last));
+                }
+                Act::Finish(Ended::Answered) => return Ok(Legs::Answered),
+                Act::Finish(_) | Act::Send | Act::Commit => {
+                    self.let_run_out(course.handed.take(), "unused");
+                    let failed = course.last.unwrap_or_else(|| Failed::new(Failure::Handover, Fault::PodClosed));
+                    return Ok(Legs::Failed(failed));
+                }
+            };
+        }
+    }
+
+    /// Chooses other pods.
+    fn plan_again(&mut self, facts: &Facts, course: &mut Course, want: Want, tried: &[PodId]) -> Act {
+        let event = match want {
+            Want::Decoder => {
+                let prefiller = course.handed.as_ref().map_or(course.prefill.pod.id, |handed| handed.prefiller.id);
+                match self.choose_decoder(facts, prefiller, tried) {
+                    Some(decode) => {
+                        course.decode = decode;
+                        Event::Planned
+                    }
+                    None => Event::NotPlanned,
+                }
+            }
+            Want::Pair => {
+                self.gate.metrics.disagg_tokens_twice.fetch_add(course.prefill.uncached().0, Relaxed);
+                let avoid = Avoid { pods: tried, prefillers: &course.prefillers };
+                match self.choose_legs(facts, &avoid) {
+                    Ok(Planned::Two(pair)) => {
+                        course.take(*pair);
+                        Event::Planned
+                    }
+                    _ => Event::NotPlanned,
+                }
+            }
+        };
+        course.life.on(event, now())
+    }
+
+    async fn prefill(&mut self, facts: &Facts, course: &mut Course, alarm: Pin<&mut Sleep>) -> Result<Act, End> {
+        course.prefillers.push(course.prefill.pod.id);
+        self.note.prefill_pod = Some(course.prefill.pod.id);
+        Ok(match self.prefill_leg(facts, &course.prefill, alarm).await? {
+            Ok(done) => {
+                let lease = done.lease;
+                course.handed = Some(done);
+                course.life.on(Event::PrefillDone(lease), now())
+            }
+            Err((fault, failed)) => {
+                self.gate.metrics.disagg_replans.inc(match fault {
+                    PrefillFault::Refused => "prefill_refused",
+                    PrefillFault::Lost => "prefill_lost",
+                    PrefillFault::Judged => "prefill_judged",
+                    PrefillFault::Late => "prefill_late",
+                });
+                course.last = Some(failed);
+                course.life.on(Event::PrefillFailed(fault), now())
+            }
+        })
+    }
+
+    /// Connects to the decoder and books it; what to do next if that fails. A connection of the pool may be dead already, and then
+    /// nobody knows whether the decoder has begun to read: so it is always a fresh one.
+    async fn reach<'a>(
+        &mut self,
+        facts: &'a Facts,
+        course: &mut Course,
+        tried: &mut Vec<PodId>,
+    ) -> Result<Result<(PodConn, Trial<'a>), Act>, End> {
+        course.room = None;
+        let pod = course.decode.pod.id;
+        let Some(health) = Attempt::begin(&course.decode.pod, now(), course.decode.leave) else {
+            tried.push(pod);
+            let failed = Failed::new(Failure::Busy, Fault::PodClosed);
+            return Ok(Err(course.failed(DecodeFault::Unreached, failed)));
+        };
+        let mut trial = Trial::begin(&self.gate, facts, &course.decode, health);
+        let connect_within = self.rules.times(&facts.model).connect;
+        match self.connect(course.decode.pod.spec.addr, connect_within).await {
+            Ok(Ok(conn)) => Ok(Ok((conn, trial))),
+            Ok(Err(fault)) => {
+                let failed = Failed::of(&fault);
+                failed.outcome().into_iter().for_each(|outcome| trial.over(outcome));
+                drop(trial);
+                self.broke(facts, &course.decode, &failed, now());
+                self.gate.metrics.disagg_replans.inc("decoder_unreached");
+                tried.push(pod);
+                Ok(Err(course.failed(DecodeFault::Unreached, failed)))
+            }
+            Err(end) => {
+                self.let_run_out(course.handed.take(), "orphan");
+                Err(end)
+            }
+        }
+    }
+
+    /// The decode leg, from the connection to the end of the answer. Returns what to do next.
+    async fn decode(
+        &mut self,
+        facts: &Facts,
+        course: &mut Course,
+        tried: &mut Vec<PodId>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Act, End> {
+        let (mut conn, mut trial) = match self.reach(facts, course, tried).await? {
+            Ok(reached) => reached,
+            Err(act) => return Ok(act),
+        };
+        let pod = course.decode.pod.id;
+        let Some(ready) = course.handed.take() else { return Ok(course.life.on(Event::NotPlanned, now())) };
+        let body = self.decode_leg_body(facts, &course.decode, &ready);
+        let head = self.pod_head(&course.decode, Some(body.len()), &self.note.request_id);
+        let timing = self.gate.pairs.timing(ready.prefiller.id, pod);
+        let sent = now();
+        let act = course.life.on(Event::Sending(timing), sent);
+        if act != Act::Send {
+            self.gate.metrics.disagg_replans.inc("lease_too_old");
+            self.let_run_out(Some(ready), "too_old");
+            return Ok(act);
+        }
+        let busy = self.sending(facts, &mut trial, ready, sent);
+        let prefiller = busy.1;
+        (self.note.pod, self.note.hit) = (Some(pod), course.decode.hit);
+        let asked = match self.ask(&mut conn, &head, &body, alarm.as_mut()).await? {
+            Ok(answer) => {
+                trial.heard(now());
+                if facts.is_stream {
+                    self.gate.pairs.took_in(pod, now().since(sent));
+                }
+                self.relay(facts, answer, conn, &mut trial, alarm.as_mut()).await?
+            }
+            Err(failed) => Tried::Failed(failed),
+        };
+        drop(busy);
+        match asked {
+            Tried::Done(usage, outcome) => {
+                if outcome == Outcome::Broken {
+                    self.gate.guards.broke(now(), pod, sent, facts.body_key());
+                }
+                let check = trial.checked().unwrap_or(Check::Open);
+                trial.settled(usage, outcome);
+                course.life.on(Event::First(check), now());
+                Ok(course.life.on(Event::Ended, now()))
+            }
+            Tried::Failed(failed) => {
+                let said = trial.fed.as_ref().and_then(|fed| fed.said);
+                failed.outcome().into_iter().for_each(|outcome| trial.over(outcome));
+                drop(trial);
+                let pair = (prefiller, &course.decode);
+                let event = self.decode_failed(facts, pair, &failed, said, tried, sent).await?;
+                course.last = Some(failed);
+                Ok(course.life.on(event, now()))
+            }
+        }
+    }
+
+    /// The lease is about to be used.
+    fn sending(&mut self, facts: &Facts, trial: &mut Trial<'_>, ready: Handed, sent: Mono) -> Busy {
+        self.gate.metrics.disagg_leases.inc("used");
+        self.in_flight.model().legs.lease_age.observe(ready.lease.age(sent));
+        let Handed { lease, proof, expired_before, prefiller, tokens, lien, .. } = ready;
+        self.gate.pairs.busy(prefiller.id, true);
+        let busy = Busy(Arc::clone(&self.gate), prefiller.id);
+        trial.sentinel = facts.api.zip(proof).map(|(api, proof)| Box::new(Sentinel::new(api, proof)));
+        trial.fed =
+            Some(Box::new(Fed { prefiller, lease, expired_before, tokens, sent, said: None, lien: Some(lien) }));
+        self.note.attempts += 1;
+        self.in_flight.model().attempt();
+        self.at(Phase::Dispatch);
+        busy
+    }
+
+    /// What a failed decode means for the life of the request.
+    async fn decode_failed(
+        &mut self,
+        facts: &Facts,
+        (prefiller, choice): (PodId, &Choice),
+        failed: &Failed,
+        said: Option<Check>,
+        tried: &mut Vec<PodId>,
+        sent: Mono,
+    ) -> Result<Event, End> {
+        let pod = choice.pod.id;
+        self.broke(facts, choice, failed, sent);
+        let broken = Event::DecodeFailed(DecodeFault::Broken);
+        let (cause, event) = match (failed.failure, said) {
+            (Failure::Handover, Some(Check::Differs)) => ("wrong_token", Event::First(Check::Differs)),
+            (Failure::Handover, Some(Check::Expired)) => ("lease_expired", Event::First(Check::Expired)),
+            (Failure::Handover, _) => ("kv_load_failed", broken),
+            (Failure::Busy, _) => ("decoder_refused", broken),
+            (Failure::FirstByteTimeout, _) => ("decoder_late", Event::DecodeFailed(DecodeFault::Late)),
+            _ => ("decoder_died", broken),
+        };
+        self.gate.metrics.disagg_replans.inc(cause);
+        if failed.failure == Failure::Handover {
+            self.gate.pairs.failed(prefiller, pod, now().after(self.rules.disagg.suspect()));
+            tracing::warn!(
+                prefill = %prefiller, decode = %pod, cause,
+                "handing over KV blocks failed; the pair is not used for a while"
+            );
+        } else {
+            tried.push(pod);
+        }
+        let setback = Setback {
+            class: classify(failed.failure),
+            pod,
+            started: sent,
+            failed: now(),
+            attempts: self.note.attempts,
+            replay: facts.replay,
+            has_other_pod: true,
+        };
+        loop {
+            match self.gate.guards.may_retry(now(), &facts.account, &setback) {
+                Verdict::Retry => return Ok(event),
+                Verdict::Stop(stop) => {
+                    self.note.reason = Some(stop.as_str());
+                    return Ok(Event::DecodeFailed(DecodeFault::Late));
+                }
+                Verdict::Wait(pause) => {
+                    let never = std::future::pending::<()>();
+                    if let Err(Cut::Left(left)) = watch(&mut self.client, pin!(sleep(pause)), never).await {
+                        return Err(left.into());
+                    }
+                }
+            }
+        }
+    }
+
+    fn decode_leg_body(&self, facts: &Facts, choice: &Choice, ready: &Handed) -> Bytes {
+        let mut body = facts.body.bytes();
+        if let (epoch @ 1.., Some(api)) = (self.gate.pairs.epoch(choice.pod.id), facts.api) {
+            body = salted(api, &body, epoch);
+        }
+        decode_body(&body, &ready.params)
+    }
+
+    /// Why an answer whose first data is there must not reach the client; `None`: it may.
+    pub(super) async fn unsound(&mut self, trial: &mut Trial<'_>) -> Result<Option<Failed>, End> {
+        let check = trial.checked().unwrap_or(Check::Open);
+        let Some(fed) = &mut trial.fed else { return Ok(None) };
+        let (prefiller, before) = (Arc::clone(&fed.prefiller), fed.expired_before);
+        let mut said = check;
+        let is_late = self.rules.disagg.sentinel && fed.lease.may_be_over(now());
+        if said != Check::Differs && is_late {
+            let look = expired_now(&prefiller);
+            let found = match watch(&mut self.client, pin!(sleep(LOOK_WITHIN)), look).await {
+                Ok(found) => found,
+                Err(Cut::Late) => None,
+                Err(Cut::Left(left)) => return Err(left.into()),
+            };
+            // A pod that cannot be asked may have died, and with it what was to be read.
+            if found.is_none_or(|count| before.is_none_or(|before| count > before)) {
+                said = Check::Expired;
+            }
+        }
+        self.gate.metrics.disagg_sentinel.inc(said.as_str());
+        if let Some(fed) = &mut trial.fed {
+            fed.said = Some(said);
+        }
+        if matches!(said, Check::Agrees | Check::Open) {
+            return Ok(None);
+        }
+        let epoch = self.gate.pairs.distrust(trial.pod);
+        self.gate.index.wipe(trial.pod);
+        tracing::error!(
+            decode = %trial.pod, prefill = %prefiller.id, epoch, said = said.as_str(),
+            "a decode pod may have read KV blocks that were let go: its answer is thrown away and what it has cached is not \
+             used any more. Do the prefill pods have the lease that disaggregation.lease_s says?"
+        );
+        Ok(Some(Failed::new(Failure::Handover, Fault::PodClosed)))
+    }
+
+    /// The decoder has the blocks: the pair is known to work, and the prefill pod has its room back.
+    pub(super) fn handed_over(&self, trial: &mut Trial<'_>) {
+        let pod = trial.pod;
+        let Some(fed) = &mut trial.fed else { return };
+        let took = now().since(fed.sent);
+        self.gate.pairs.handed_over(fed.prefiller.id, pod, fed.tokens, took, 0.0);
+        self.in_flight.model().legs.handover.observe(took);
+        fed.lien = None;
+    }
+
+    /// A lease that nobody will come for: the prefill pod keeps the blocks until it ends.
+    fn let_run_out(&self, handed: Option<Handed>, end: &'static str) {
+        let Some(Handed { lease, lien, .. }) = handed else { return };
+        self.gate.metrics.disagg_leases.inc(end);
+        spawn_connection(async move {
+            sleep(lease.ends().since(now())).await;
+            drop(lien);
+        });
+    }
+}
+
+/// A transfer out of a prefill pod, while it lasts.
+struct Busy(Arc<super::gate::Gate>, PodId);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.pairs.busy(self.1, false);
+    }
+}
+
+/// Leases that ran out on the endpoint of a pod, by its last reading.
+pub(super) fn expired(pod: &Pod) -> Option<u64> {
+    pod.reading.load().as_ref().as_ref().and_then(|reading| reading.kv_expired)
+}
+
+/// The same, asked now.
+async fn expired_now(pod: &Pod) -> Option<u64> {
+    let mut conn = PodConn::connect(pod.spec.addr, LOOK_WITHIN).await.ok()?;
+    let head =
+        format!("GET /metrics HTTP/1.1\r\nhost: {}\r\naccept: */*\r\nconnection: close\r\n\r\n", pod.spec.authority);
+    conn.send(head.as_bytes(), &[]).await.ok()?;
+    conn.head(false).await.ok().filter(|head| head.status.is_success())?;
+    let page = rest(&mut conn, PAGE_BYTES_MAX).await.ok()?;
+    kv_expired(&page, pod.spec.rank)
+}

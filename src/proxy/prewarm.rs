@@ -1,0 +1,138 @@
+//! First contact of a prefill pod and a decode pod, before a client waits for it: it takes seconds (13 s were measured with UCX over
+//! TCP), longer than some leases last. Each new pair is sent a request of a few tokens.
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+
+use super::gate::Gate;
+use super::upstream::{PodConn, PodFault};
+use crate::api::json;
+use crate::base::{PodId, Tokens};
+use crate::disagg::{Decider, Handover, connector, decode_body};
+use crate::pods::{Fleet, Pod, Role};
+use crate::runtime::{now, supervise};
+
+/// How often new pairs are looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// First contacts under way at once.
+const AT_ONCE: usize = 4;
+/// Time for one, and until it is tried again after a failure.
+const WITHIN: Duration = Duration::from_mins(1);
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+const REPLY_BYTES_MAX: usize = 1 << 20;
+/// Length of the prompt: more than a cache block of most configurations.
+const PROMPT_TOKENS: u32 = 40;
+
+/// Makes first contacts for as long as it runs.
+pub async fn run(gate: Arc<Gate>) {
+    let under_way: Arc<Mutex<HashSet<(PodId, PodId)>>> = Arc::default();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let settings = gate.rules().disagg.clone();
+        let fleet = gate.table.fleet();
+        if !settings.prewarm || settings.decider == Decider::Never || !fleet.has_prefill {
+            continue;
+        }
+        for (prefiller, decoder, model) in unmet(&gate, &fleet) {
+            let pair = (prefiller.id, decoder.id);
+            {
+                let mut under_way = under_way.lock();
+                if under_way.len() >= AT_ONCE {
+                    break;
+                }
+                if !under_way.insert(pair) {
+                    continue;
+                }
+            }
+            let (gate, under_way) = (Arc::clone(&gate), Arc::clone(&under_way));
+            supervise("first contact", async move {
+                let met = tokio::time::timeout(WITHIN, meet(&gate, &prefiller, &decoder, &model)).await;
+                if let Ok(Some(took)) = met {
+                    gate.pairs.handed_over(prefiller.id, decoder.id, Tokens(PROMPT_TOKENS.into()), took, 0.0);
+                    tracing::info!(prefill = %prefiller.id, decode = %decoder.id, took_ms = took.as_millis() as u64, "first contact of two pods made");
+                } else {
+                    gate.metrics.degradations.inc("first_contact_failed");
+                    gate.pairs.failed(prefiller.id, decoder.id, now().after(AGAIN_AFTER));
+                    tracing::warn!(prefill = %prefiller.id, decode = %decoder.id, "two pods could not hand over KV blocks");
+                }
+                under_way.lock().remove(&pair);
+            })
+            .detach();
+        }
+    }
+}
+
+/// Pairs that serve a model in common and never handed over.
+fn unmet(gate: &Gate, fleet: &Fleet) -> Vec<(Arc<Pod>, Arc<Pod>, Arc<str>)> {
+    let mut found = Vec::new();
+    let of = |role: Role| fleet.pods.iter().filter(move |pod| pod.spec.role == role);
+    for prefiller in of(Role::Prefill) {
+        for decoder in of(Role::Decode).chain(of(Role::Both)) {
+            let wire = gate.pairs.wire(prefiller.id, decoder.id, now());
+            if wire.is_wired || wire.is_suspect {
+                continue;
+            }
+            let (one, other) = (prefiller.facts.load(), decoder.facts.load());
+            let mut bases = one.served.iter().flatten().filter(|served| served.parent.is_none());
+            let has = |name: &str| other.served.iter().flatten().any(|served| &*served.name == name);
+            if let Some(common) = bases.find(|served| has(&served.name)) {
+                found.push((Arc::clone(prefiller), Arc::clone(decoder), Arc::clone(&common.name)));
+            }
+        }
+    }
+    found
+}
+
+/// Sends the two legs; how long the second took, if both went well.
+async fn meet(gate: &Gate, prefiller: &Pod, decoder: &Pod, model: &str) -> Option<Duration> {
+    let settings = gate.rules().disagg.clone();
+    let connector = connector(settings.connector);
+    let ids: Vec<String> = (1..=PROMPT_TOKENS).map(|id| id.to_string()).collect();
+    let body = format!(
+        r#"{{"model":{},"prompt":[{}],"max_tokens":1,"temperature":0,"cache_salt":"first-contact-{:x}"}}"#,
+        serde_json::Value::from(model),
+        ids.join(","),
+        // First contact may take longer than the lease lasts: what the decoder then holds must never be found.
+        gate.draw()
+    );
+    let body = Bytes::from(body);
+    let reply = post(gate, prefiller, &decode_body(&body, connector.prefill_params().as_bytes())).await.ok()??;
+    let handover = Handover {
+        params: json::member(&reply, "kv_transfer_params").unwrap_or_default(),
+        prefiller: prefiller.spec.addr,
+        rewrite_host: settings.rewrite_host,
+        prompt_token_ids: None,
+    };
+    let params =
+        connector.decode_params(&handover).map_err(|error| tracing::warn!(pod = %prefiller.id, %error)).ok()?;
+    let began = now();
+    post(gate, decoder, &decode_body(&body, &params)).await.ok()??;
+    Some(now().since(began))
+}
+
+/// The body of a 200; `None` for another status.
+async fn post(gate: &Gate, pod: &Pod, body: &[u8]) -> Result<Option<Bytes>, PodFault> {
+    let mut conn = PodConn::connect(pod.spec.addr, CONNECT_WITHIN).await?;
+    let key = gate.credential().map(|key| format!("authorization: Bearer {}\r\n", key.expose())).unwrap_or_default();
+    let rank = pod.spec.rank.map(|rank| format!("x-data-parallel-rank: {rank}\r\n")).unwrap_or_default();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: \
+         close\r\n{key}{rank}\r\n",
+        pod.spec.authority,
+        body.len()
+    );
+    conn.send(head.as_bytes(), body).await?;
+    let head = conn.head(false).await?;
+    let mut reply = BytesMut::new();
+    while let Some(piece) = conn.body().await? {
+        reply.extend_from_slice(&piece);
+        if reply.len() > REPLY_BYTES_MAX {
+            return Err(PodFault::Junk("the answer is too large"));
+        }
+    }
+    Ok(head.status.is_success().then(|| reply.freeze()))
+}
