@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::app::{App, StartError};
 use crate::config::ServeArgs;
+use crate::disagg::Decider;
 use crate::sim::http::{Fleet, SimConfig, SimPod, SimRole};
 
 /// Arguments of `tidegate demo`.
@@ -61,6 +62,8 @@ impl Demo {
             pod: of(SimRole::Both),
             prefill: of(SimRole::Prefill),
             decode: of(SimRole::Decode),
+            // An idle fleet would do all on one pod.
+            decider: args.pd.then_some(Decider::Always),
             explain: true,
             access_log: Some("off".to_owned()),
             ..ServeArgs::default()

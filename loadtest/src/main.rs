@@ -24,6 +24,7 @@ mod client;
 mod corpus;
 mod histogram;
 mod lab;
+mod legs;
 mod load;
 mod overhead;
 mod process;
@@ -71,6 +72,8 @@ enum Command {
     Backend(backend::Args),
     /// Policies on simulated engines, without sockets
     Lab(lab::Args),
+    /// What a request on two pods costs the gate, next to one
+    Legs(legs::Args),
     /// The least a Pingora proxy can be
     BarePingora(bare_pingora::Args),
 }
@@ -110,6 +113,7 @@ async fn perform(command: Command, mut report: Report) -> io::Result<bool> {
     match command {
         Command::Run(args) => run::run(args, &mut report).await?,
         Command::Overhead(args) => overhead::run(args, &mut report).await?,
+        Command::Legs(args) => legs::run(args, &mut report).await?,
         Command::Streams(args) => streams::run(args, &mut report).await?,
         Command::Badinput(args) => tokio::task::LocalSet::new().run_until(badinput::run(args, &mut report)).await?,
         Command::Backend(args) => backend::serve(args).await?,

@@ -1,4 +1,5 @@
 //! The control plane: discovery, telemetry, reload and heartbeat, on a thread of their own.
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,11 +9,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{setup, snapshot};
-use crate::base::Mono;
+use crate::base::{Mono, PodId};
 use crate::config::{Config, POLL_INTERVAL_S, Watcher};
 use crate::discovery;
 use crate::observe::{Readiness, Secret, StepTimeSeries};
-use crate::pods::Pod;
+use crate::pods::{Fleet, Pod};
 use crate::prefix::Snapshot;
 use crate::proxy::{Gate, prewarm};
 use crate::runtime::{now, supervise};
@@ -40,6 +41,7 @@ pub(super) fn spawn(
         credential: Arc::default(),
         memory_max: setup::container_bytes(),
         saved: Saved::new(saved),
+        expired: Mutex::default(),
     };
     std::thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(control.run(config, stopped)))
 }
@@ -52,6 +54,8 @@ struct Control {
     /// What the container allows \[bytes\].
     memory_max: Option<u64>,
     saved: Arc<Saved>,
+    /// Leases that had run out on each pod.
+    expired: Mutex<HashMap<PodId, u64>>,
 }
 
 /// What was saved at the last shutdown, until its pods are met again or it is too old to be of use.
@@ -124,6 +128,7 @@ impl Control {
         self.readiness.keep(|pod| fleet.find(pod).is_some());
         self.gate.index.keep(|pod| fleet.find(pod).is_some());
         self.gate.pairs.keep(|pod| fleet.find(pod).is_some());
+        self.watch_leases(&fleet);
         if let Some((used, max)) = setup::resident_bytes().zip(config.limits.memory_bytes_max.or(self.memory_max)) {
             self.gate.metrics.memory_stage.set(self.gate.memory.tell(used, max) as u64);
         }
@@ -135,6 +140,27 @@ impl Control {
         self.gate.metrics.ready.set(u64::from(self.readiness.missing().is_none()));
         self.saved.forget();
         self.gate.metrics.forget(|pod| fleet.find(pod).is_some(), |model| fleet.by_model.contains_key(model));
+    }
+
+    /// Sounds the alarm when leases ran out on a prefill pod: decoders may have read blocks that were let go, and that is no error
+    /// to them.
+    fn watch_leases(&self, fleet: &Fleet) {
+        let mut seen = self.expired.lock();
+        seen.retain(|pod, _| fleet.find(*pod).is_some());
+        for pod in &fleet.pods {
+            let Some(count) = pod.reading.load().as_ref().as_ref().and_then(|reading| reading.kv_expired) else {
+                continue;
+            };
+            let before = seen.insert(pod.id, count);
+            if before.is_some_and(|before| count > before) {
+                self.gate.metrics.degradations.inc("kv_lease_expired");
+                tracing::error!(
+                    pod = %pod.id, count,
+                    "leases on KV blocks ran out on this pod: decoders that came after that read wrong blocks without an error. \
+                     Is kv_lease_duration what disaggregation.lease_s says, and are decode pods overloaded?"
+                );
+            }
+        }
     }
 
     /// A new configuration, if the files changed and are good.

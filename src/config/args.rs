@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::build::Override;
 use super::tree::Tree;
+use crate::disagg::Decider;
 use crate::discovery::PodEntry;
 use crate::observe::LogLevel;
 use crate::pods::Role;
@@ -32,6 +33,9 @@ pub struct ServeArgs {
     /// A pod that decodes; may be repeated.
     #[arg(long, value_name = "URL")]
     pub decode: Vec<String>,
+    /// One pod or two per request, where some pods only prefill: cost, always, never, uncached_tokens [default: cost].
+    #[arg(long, value_name = "NAME", value_parser = decider)]
+    pub decider: Option<Decider>,
     /// Worker threads [default: one per processor].
     #[arg(long, value_name = "N")]
     pub threads: Option<u16>,
@@ -44,6 +48,10 @@ pub struct ServeArgs {
     /// Level of the program's own log: off, error, warn, info, debug, trace.
     #[arg(long, value_name = "LEVEL", value_parser = level)]
     pub log: Option<LogLevel>,
+}
+
+fn decider(word: &str) -> Result<Decider, String> {
+    serde_json::from_value(word.into()).map_err(|_| "write cost, always, never or uncached_tokens".to_owned())
 }
 
 fn level(word: &str) -> Result<LogLevel, String> {
@@ -74,6 +82,9 @@ impl ServeArgs {
         if let Some(addr) = self.admin {
             tree.admin.addr = addr;
             overrides.push(("admin.addr", "--admin"));
+        }
+        if let Some(decider) = self.decider {
+            tree.disaggregation.decider = decider;
         }
         if let Some(threads) = self.threads {
             tree.listen.threads = Some(threads);

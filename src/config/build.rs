@@ -8,6 +8,7 @@ use super::sections::{Prefix, Routing};
 use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
+use crate::pods::Role;
 use crate::proxy::settings::{Limits, Listen, Model, Timeouts, Trust};
 use crate::{admin, disagg, export, flow, observe, telemetry};
 
@@ -150,6 +151,11 @@ fn sources(pods: &discovery::Settings, found: &mut Found) -> Vec<PodSource> {
             let hint = format!("is the same as pods.list[{twin}]; remove one of the two");
             found.push((format!("pods.list[{index}].url"), hint));
         }
+    }
+    let has = |role: Role| sources.iter().any(|source| source.role == role);
+    if has(Role::Prefill) && !has(Role::Decode) && !has(Role::Both) {
+        let hint = "some pods only prefill and none decodes; add one with `role: decode` or `role: both` (`--decode`, `--pod`)";
+        found.push(("pods.list".into(), hint.into()));
     }
     sources
 }
@@ -296,6 +302,13 @@ observe:
         let text = "pods:\n  list:\n  - url: http://b:1\n  - url: http://b:2\n  - url: http://b:1\n";
         let problems = check(text);
         assert_eq!(problems.iter().map(|problem| problem.line).collect::<Vec<_>>(), [Some(5)]);
+    }
+
+    #[test]
+    fn somebody_must_decode() {
+        let of = |more: &str| check(&format!("pods:\n  list:\n  - {{url: 'http://p:1', role: prefill}}\n{more}"));
+        assert_eq!(of("").first().map(|problem| problem.path.clone()), Some("pods.list".to_owned()));
+        assert!(of("  - {url: 'http://d:1', role: decode}\n").is_empty() && of("  - url: http://d:1\n").is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! leased     lease too old when sending    another pair, else alone; the old lease runs out
 //!            decoder not reached           another decoder, same lease (at most twice)
 //! decoding   refused, died, KV load failed,
-//!            wrong first token, blocks may have been let go  another pair, else alone
+//!            wrong first token, blocks may have been let go  alone, since no more than 2 decodes are allowed
 //!            late                          fail
 //!            first data, checked           commit
 //! any        client left                   end; a lease nobody came for is an orphan
@@ -278,12 +278,13 @@ impl Life {
         }
     }
 
-    /// From the start, if that is still allowed.
+    /// From the start, if that is still allowed. The last decode is not risked on a second handover.
     fn again(&mut self) -> Act {
-        match (self.decodes < self.rules.decodes_max, self.prefills < self.rules.prefills_max) {
-            (true, true) => self.go(Phase::Planning, Act::Plan(Want::Pair)),
-            (true, false) => self.alone(),
-            (false, _) => self.finish(Outcome::Failed),
+        let left = self.rules.decodes_max.saturating_sub(self.decodes);
+        match (left, self.prefills < self.rules.prefills_max) {
+            (0, _) => self.finish(Outcome::Failed),
+            (2.., true) => self.go(Phase::Planning, Act::Plan(Want::Pair)),
+            _ => self.alone(),
         }
     }
 

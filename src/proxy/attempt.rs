@@ -31,7 +31,7 @@ use crate::scheduling::{Guesses, Meter};
 /// Dead connections taken from the pool in a row before the pod itself is blamed.
 const STALE_MAX: u32 = 3;
 /// A reused connection that breaks sooner was dead before; later, the pod had the request.
-const STALE_WITHIN: Duration = Duration::from_millis(30);
+pub(super) const STALE_WITHIN: Duration = Duration::from_millis(30);
 
 /// An answer of a pod that is kept until it is clear that nobody gives a better one.
 #[derive(Debug)]

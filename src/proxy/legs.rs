@@ -11,14 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
 
-use super::attempt::{Cut, Failed, Trial, Tried, watch};
+use super::attempt::{Cut, Failed, STALE_WITHIN, Trial, Tried, watch};
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::intake::Facts;
 use super::plan::{Avoid, Choice, Pair, Planned};
 use super::prefill::rest;
 use super::reply::Fault;
-use super::upstream::PodConn;
+use super::upstream::{self, PodConn};
 use crate::base::{Mono, PodId, Tokens};
 use crate::disagg::{
     Act, Check, DecodeFault, Event, Fallback, Lease, Life, Outcome as Ended, PrefillFault, Proof, Rules, Sentinel,
@@ -185,8 +185,7 @@ impl Exchange {
         })
     }
 
-    /// Connects to the decoder and books it; what to do next if that fails. A connection of the pool may be dead already, and then
-    /// nobody knows whether the decoder has begun to read: so it is always a fresh one.
+    /// Connects to the decoder and books it; what to do next if that fails.
     async fn reach<'a>(
         &mut self,
         facts: &'a Facts,
@@ -201,8 +200,11 @@ impl Exchange {
             return Ok(Err(course.failed(DecodeFault::Unreached, failed)));
         };
         let mut trial = Trial::begin(&self.gate, facts, &course.decode, health);
-        let connect_within = self.rules.times(&facts.model).connect;
-        match self.connect(course.decode.pod.spec.addr, connect_within).await {
+        let (addr, connect_within) = (course.decode.pod.spec.addr, self.rules.times(&facts.model).connect);
+        if let Some(conn) = upstream::checkout(addr, now()) {
+            return Ok(Ok((conn, trial)));
+        }
+        match self.connect(addr, connect_within).await {
             Ok(Ok(conn)) => Ok(Ok((conn, trial))),
             Ok(Err(fault)) => {
                 let failed = Failed::of(&fault);
@@ -247,6 +249,7 @@ impl Exchange {
         let busy = self.sending(facts, &mut trial, ready, sent);
         let prefiller = busy.1;
         (self.note.pod, self.note.hit) = (Some(pod), course.decode.hit);
+        let was_pooled = conn.reused;
         let asked = match self.ask(&mut conn, &head, &body, alarm.as_mut()).await? {
             Ok(answer) => {
                 trial.heard(now());
@@ -270,6 +273,13 @@ impl Exchange {
             }
             Tried::Failed(failed) => {
                 let said = trial.fed.as_ref().and_then(|fed| fed.said);
+                if was_pooled && failed.failure == Failure::NoHead && now().since(sent) < STALE_WITHIN {
+                    // A connection of the pool that was dead already is not the pod's fault. But nobody knows whether the
+                    // decoder has begun to read, so the lease is not used again.
+                    self.gate.metrics.disagg_replans.inc("connection_stale");
+                    course.last = Some(failed);
+                    return Ok(course.life.on(Event::DecodeFailed(DecodeFault::Broken), now()));
+                }
                 failed.outcome().into_iter().for_each(|outcome| trial.over(outcome));
                 drop(trial);
                 let pair = (prefiller, &course.decode);

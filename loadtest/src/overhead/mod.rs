@@ -12,6 +12,7 @@ use crate::body::{Shape, templates};
 use crate::load::Load;
 use crate::report::Report;
 use rig::Rig;
+pub(crate) use rig::first_answer as answers;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -127,7 +127,7 @@ fn find(program: &Path) -> Option<PathBuf> {
 }
 
 /// Asks until a chat request is answered with 200.
-pub(super) async fn first_answer(address: SocketAddr, patience: Duration) -> io::Result<()> {
+pub(crate) async fn first_answer(address: SocketAddr, patience: Duration) -> io::Result<()> {
     let shape = Shape {
         bytes: 230,
         prefixes: 1,

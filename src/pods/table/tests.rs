@@ -59,6 +59,18 @@ fn models_are_indexed_and_the_unknown_take_part_only_when_nobody_is_known() {
 }
 
 #[test]
+fn while_only_a_prefill_pod_has_told_its_models_the_others_are_tried() {
+    let table = Table::default();
+    table.set(vec![PodSpec { role: Role::Prefill, ..spec(1) }, PodSpec { role: Role::Decode, ..spec(2) }]);
+    table.fleet().pods[0].learn(served(&["a"]));
+    table.refresh();
+    assert_eq!(table.fleet().serving("a"), [1]);
+    table.fleet().pods[1].learn(served(&["a"]));
+    table.refresh();
+    assert_eq!(table.fleet().serving("a"), [0, 1]);
+}
+
+#[test]
 fn an_endpoint_with_ranks_becomes_as_many_pods_and_others_keep_their_ids() {
     let table = Table::default();
     table.set(vec![spec(1), spec(2)]);
