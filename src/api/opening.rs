@@ -51,7 +51,7 @@ pub fn opening_of_body(api: Api, body: &[u8]) -> Opening<'_> {
             ended(json::member(choice, "message").map_or(Opening::Other, message), choice)
         }),
         Api::Completions | Api::GenerateTokens => choice(body).map_or(Opening::Other, completion),
-        Api::Responses => first("output").map_or(Opening::End, |item| {
+        Api::Responses => first("output").map_or(Opening::Other, |item| {
             let part = json::member(item, "content").and_then(|content| json::elements(content).next());
             part.and_then(|part| json::member(part, "text")).map_or(Opening::Other, text)
         }),
@@ -110,10 +110,12 @@ fn text(value: &[u8]) -> Opening<'_> {
 
 /// A `delta`, or a `message`.
 fn message(message: &[u8]) -> Opening<'_> {
-    let mut found = Opening::Nothing;
+    // Reasoning comes first, wherever it stands.
+    let (mut found, mut reasoning) = (Opening::Nothing, Opening::Nothing);
     for member in json::members(message) {
         match member.key {
-            b"content" | b"reasoning" | b"reasoning_content" if found == Opening::Nothing => found = text(member.value),
+            b"content" => found = text(member.value),
+            b"reasoning" | b"reasoning_content" if reasoning == Opening::Nothing => reasoning = text(member.value),
             b"tool_calls" | b"function_call" | b"refusal"
                 if !matches!(member.value, b"null" | b"[]" | b"{}" | b"\"\"") =>
             {
@@ -122,7 +124,7 @@ fn message(message: &[u8]) -> Opening<'_> {
             _ => {}
         }
     }
-    found
+    if reasoning == Opening::Nothing { found } else { reasoning }
 }
 
 /// `opening`, or the end, if the choice has ended without any text. An answer cut off at its length has tokens that show no
@@ -152,9 +154,12 @@ fn responses_event<'a>(name: &[u8], data: &'a [u8]) -> Opening<'a> {
         b"response.output_text.delta" | b"response.reasoning_text.delta" | b"response.reasoning.delta" => {
             json::member(data, "delta").map_or(Opening::Nothing, text)
         }
-        b"response.completed" | b"response.incomplete" => Opening::End,
-        _ if name.starts_with(b"response.function_call") || name.starts_with(b"response.mcp") => Opening::Other,
-        _ => Opening::Nothing,
+        b"response.created"
+        | b"response.in_progress"
+        | b"response.output_item.added"
+        | b"response.content_part.added" => Opening::Nothing,
+        _ if name.starts_with(b"response.reasoning_part") => Opening::Nothing,
+        _ => Opening::Other,
     }
 }
 
@@ -186,6 +191,7 @@ mod tests {
         for (data, expected) in [
             (r#"{"choices":[{"delta":{"content":"O\n"},"finish_reason":null}]}"#, shown("O\n")),
             (r#"{"choices":[{"delta":{"reasoning":"Hm"},"finish_reason":null}]}"#, shown("Hm")),
+            (r#"{"choices":[{"delta":{"content":"A","reasoning":"Hm"},"finish_reason":null}]}"#, shown("Hm")),
             (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]},"finish_reason":null}]}"#, Opening::Other),
             (r#"{"choices":[{"delta":{"content":""},"finish_reason":"stop"}]}"#, Opening::End),
             (r#"{"choices":[{"delta":{"content":""},"finish_reason":"length"}]}"#, Opening::Other),

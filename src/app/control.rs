@@ -234,7 +234,7 @@ fn observer(gate: &Arc<Gate>, readiness: &Arc<Readiness>, saved: &Arc<Saved>) ->
         }
         Event::Restarted(pod) => {
             gate.index.wipe(pod.id);
-            gate.pairs.restarted(pod.id);
+            gate.pairs.restarted(pod.id, pod.name);
             gate.guards.died(now(), pod.id);
             gate.metrics.pod_events.inc("restarted");
             tracing::info!(pod = %pod.id, "pod restarted");

@@ -7,6 +7,9 @@ use crate::api::{Anatomy, Api, Edit, json, splice};
 /// vLLM allows 20 by default (`--max-logprobs`).
 const ALTERNATIVES: u32 = 20;
 
+/// Longest `cache_salt` that vLLM 0.32 takes.
+const SALT_BYTES_MAX: usize = 128;
+
 /// What is asked of the prefill leg.
 #[derive(Clone, Copy, Debug)]
 pub struct Legs<'a> {
@@ -73,7 +76,11 @@ pub fn decode_body(body: &Bytes, params: &[u8]) -> Bytes {
 pub fn salted(api: Api, body: &Bytes, epoch: u64) -> Bytes {
     let Ok(anatomy) = Anatomy::read(api, body) else { return body.clone() };
     let own = anatomy.cache_salt.as_deref().unwrap_or_default();
-    let salt = serde_json::Value::from(format!("{own}+{epoch}")).to_string();
+    let mut salt = format!("{own}+{epoch:x}");
+    if salt.len() > SALT_BYTES_MAX {
+        salt = format!("{:016x}+{epoch:x}", xxhash_rust::xxh3::xxh3_64(own.as_bytes()));
+    }
+    let salt = serde_json::Value::from(salt).to_string();
     splice(body, &anatomy, &[Edit { key: "cache_salt", value: Some(salt.as_bytes()) }])
 }
 
@@ -149,5 +156,7 @@ mod tests {
         let of = |body: &'static str| salted(Api::Chat, &Bytes::from_static(body.as_bytes()), 3);
         assert_eq!(of(r#"{"messages":[]}"#), r#"{"messages":[],"cache_salt":"+3"}"#);
         assert_eq!(of(r#"{"cache_salt":"a","messages":[]}"#), r#"{"cache_salt":"a+3","messages":[]}"#);
+        let long = format!(r#"{{"cache_salt":"{}"}}"#, "x".repeat(127));
+        assert!(salted(Api::Chat, &long.into(), 3).len() < 60);
     }
 }

@@ -4,6 +4,7 @@
 //! Handing over is taken to cost a fixed time and a time per token (fit of published NIXL figures: 26 ms + 4.25 µs), times a
 //! factor learnt per pair from first tokens. Transfers out of one pod share its link.
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ const WIRE_UP: Duration = Duration::from_secs(15);
 /// Time to take in a request where nothing was seen yet, and bounds of what is seen.
 const INGEST: Duration = Duration::from_secs(1);
 const INGEST_MAX: Duration = Duration::from_secs(10);
+/// Most pods that are distrusted at once.
+const EPOCHS_MAX: usize = 65_536;
 /// Times to take in a request that are kept per decoder; the longest of them stands for the 99th of 100.
 const INGESTS: usize = 100;
 
@@ -63,7 +66,8 @@ struct Known {
     /// By prefiller and decoder.
     pairs: HashMap<(PodId, PodId), Pair>,
     ingests: HashMap<PodId, VecDeque<Duration>>,
-    epochs: HashMap<PodId, u64>,
+    /// By name of the pod: a process that was away for a while still has what it had.
+    epochs: HashMap<u64, u64>,
     /// Transfers under way out of a prefiller.
     busy: HashMap<PodId, u32>,
 }
@@ -72,6 +76,8 @@ struct Known {
 #[derive(Debug, Default)]
 pub struct Pairs {
     known: Mutex<Known>,
+    /// Whether any pod has an epoch: only then is it looked up.
+    has_epochs: AtomicBool,
 }
 
 impl Pairs {
@@ -99,16 +105,18 @@ impl Pairs {
         }
     }
 
-    /// They handed over `tokens`, and the first token came `took` after the decoder was asked; `others_s` of it was predicted to
-    /// be something else.
-    pub fn handed_over(&self, prefiller: PodId, decoder: PodId, tokens: Tokens, took: Duration, others_s: f64) {
+    /// They handed over `tokens`. `took`: time from asking the decoder to the first token, if that was seen, and what of it was
+    /// predicted to be something else \[seconds\].
+    pub fn handed_over(&self, prefiller: PodId, decoder: PodId, tokens: Tokens, took: Option<(Duration, f64)>) {
         let mut known = self.known.lock();
         let others = f64::from(known.busy.get(&prefiller).copied().unwrap_or(1).saturating_sub(1));
         let pair = known.pairs.entry((prefiller, decoder)).or_default();
         let is_first = !std::mem::replace(&mut pair.is_wired, true);
-        if !is_first {
+        if let Some((took, others_s)) = took.filter(|_| !is_first) {
             let expected = SETUP_S + TOKEN_S * (1.0 + others) * tokens.0 as f64;
             let seen = (took.as_secs_f64() - others_s).max(0.0) / expected;
+            // One that waited for something else must not make the pair look slow for good.
+            let seen = seen.clamp(pair.factor / 3.0, pair.factor * 3.0);
             pair.factor = (pair.factor + GAIN * (seen - pair.factor)).clamp(FACTOR.0, FACTOR.1);
         }
     }
@@ -130,24 +138,28 @@ impl Pairs {
         (pair.suspect_until, pair.is_wired) = (until, false);
     }
 
-    /// What a decoder holds may be poisoned: from now on it is asked under another salt. Returns the new epoch.
-    pub fn distrust(&self, decoder: PodId) -> u64 {
+    /// What the pod of this name holds may be poisoned: from now on it is asked under another salt, made of `epoch`, which must be
+    /// drawn by chance so that none comes twice.
+    pub fn distrust(&self, name: u64, epoch: u64) {
         let mut known = self.known.lock();
-        let epoch = known.epochs.entry(decoder).or_default();
-        *epoch += 1;
-        *epoch
+        if known.epochs.len() < EPOCHS_MAX || known.epochs.contains_key(&name) {
+            known.epochs.insert(name, epoch);
+        }
+        self.has_epochs.store(true, Relaxed);
     }
 
-    /// Epoch of a pod's prefix cache; 0: it can be trusted whole.
-    pub fn epoch(&self, pod: PodId) -> u64 {
-        let known = self.known.lock();
-        known.epochs.get(&pod).copied().unwrap_or(0)
+    /// Epoch of a pod's prefix cache; `None`: it can be trusted whole.
+    pub fn epoch(&self, name: u64) -> Option<u64> {
+        if !self.has_epochs.load(Relaxed) {
+            return None;
+        }
+        self.known.lock().epochs.get(&name).copied()
     }
 
     /// A pod restarted: its cache is empty and its contacts are gone.
-    pub fn restarted(&self, pod: PodId) {
+    pub fn restarted(&self, pod: PodId, name: u64) {
         let mut known = self.known.lock();
-        known.epochs.remove(&pod);
+        known.epochs.remove(&name);
         known.ingests.remove(&pod);
         for ((prefiller, decoder), pair) in &mut known.pairs {
             pair.is_wired &= *prefiller != pod && *decoder != pod;
@@ -166,7 +178,6 @@ impl Pairs {
         let mut known = self.known.lock();
         known.pairs.retain(|(prefiller, decoder), _| is_there(*prefiller) && is_there(*decoder));
         known.ingests.retain(|pod, _| is_there(*pod));
-        known.epochs.retain(|pod, _| is_there(*pod));
         known.busy.retain(|pod, busy| *busy > 0 || is_there(*pod));
     }
 }
@@ -182,7 +193,7 @@ mod tests {
     fn a_pair_is_known_after_its_first_contact_and_suspect_after_a_failure() {
         let pairs = Pairs::default();
         assert_eq!(pairs.timing(P, D), Timing { wire_up: WIRE_UP, ingest: INGEST });
-        pairs.handed_over(P, D, Tokens(9), Duration::from_secs(13), 0.0);
+        pairs.handed_over(P, D, Tokens(9), Some((Duration::from_secs(13), 0.0)));
         pairs.took_in(D, Duration::from_millis(20));
         assert_eq!(pairs.timing(P, D), Timing { wire_up: Duration::ZERO, ingest: Duration::from_millis(20) });
         let wire = pairs.wire(P, D, Mono(5));
@@ -198,7 +209,7 @@ mod tests {
         let seconds = |tokens| pairs.wire(P, D, Mono(5)).seconds(Tokens(tokens));
         let before = seconds(10_000);
         for _ in 0..200 {
-            pairs.handed_over(P, D, Tokens(10_000), Duration::from_secs_f64(before / 4.0 + 0.1), 0.1);
+            pairs.handed_over(P, D, Tokens(10_000), Some((Duration::from_secs_f64(before / 4.0 + 0.1), 0.1)));
         }
         assert!((seconds(10_000) / before - 0.25).abs() < 0.01, "{} {before}", seconds(10_000));
         pairs.busy(P, true);
@@ -209,11 +220,11 @@ mod tests {
     #[test]
     fn a_distrusted_cache_has_another_epoch_until_the_pod_restarts() {
         let pairs = Pairs::default();
-        assert_eq!((pairs.epoch(D), pairs.distrust(D), pairs.distrust(D), pairs.epoch(D)), (0, 1, 2, 2));
-        pairs.restarted(D);
-        assert_eq!(pairs.epoch(D), 0);
-        pairs.distrust(D);
+        assert_eq!(pairs.epoch(77), None);
+        pairs.distrust(77, 5);
         pairs.keep(|pod| pod == P);
-        assert_eq!(pairs.epoch(D), 0);
+        assert_eq!((pairs.epoch(77), pairs.epoch(78)), (Some(5), None), "also after it was away");
+        pairs.restarted(D, 77);
+        assert_eq!(pairs.epoch(77), None);
     }
 }

@@ -72,6 +72,8 @@ pub struct PodSpec {
 pub struct Pod {
     /// Name of this pod in logs and metrics.
     pub id: PodId,
+    /// Hash of its address and rank: the same in every gate, and after it was away.
+    pub name: u64,
     /// Fixed description.
     pub spec: PodSpec,
     /// Its labels, for filters.
@@ -102,6 +104,7 @@ impl Pod {
         let load = Arc::new(Load::default());
         Self {
             id,
+            name: xxhash_rust::xxh3::xxh3_64(format!("{} {:?}", spec.addr, spec.rank).as_bytes()),
             labels: LabelSet::of(&spec.labels),
             spec,
             facts: ArcSwap::from_pointee(Facts::default()),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::health::Settings;
 use super::load::Load;
@@ -251,10 +250,7 @@ fn index(pods: Vec<Arc<Pod>>, generation: u64, settings: &Settings) -> Fleet {
             }
         }
     }
-    let lane = |pod: &Arc<Pod>| {
-        let name = xxh3_64(format!("{} {:?}", pod.spec.addr, pod.spec.rank).as_bytes());
-        Lane { id: pod.id, role: pod.spec.role, name, load: Arc::clone(&pod.load) }
-    };
+    let lane = |pod: &Arc<Pod>| Lane { id: pod.id, role: pod.spec.role, name: pod.name, load: Arc::clone(&pod.load) };
     fleet.lanes = pods.iter().map(lane).collect();
     fleet.pods = pods;
     fleet

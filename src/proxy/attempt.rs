@@ -20,7 +20,7 @@ use super::reply::Fault;
 use super::upstream::{self, PodConn, PodFault, PodHead};
 use crate::api::Usage;
 use crate::base::{Mono, PodId, Tokens};
-use crate::disagg::{Check, Sentinel, salted};
+use crate::disagg::{Check, Sentinel};
 use crate::flow::{Failure, Replay, RetryClass, Setback, Verdict, classify};
 use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
@@ -132,6 +132,11 @@ impl<'a> Trial<'a> {
         self.meter.events(at, self.booked.pod(), events);
     }
 
+    /// The pod it is booked on.
+    pub(super) fn booked_on(&self) -> &Arc<crate::pods::Pod> {
+        self.booked.pod()
+    }
+
     /// Bytes of the answer came.
     pub(super) fn heard(&self, at: Mono) {
         if let Some(health) = &self.health {
@@ -157,7 +162,10 @@ impl<'a> Trial<'a> {
             self.gate.latency.learn(self.booked.pod(), &self.meter, &self.facts.model, each);
             self.answer_ended(usage);
             self.booked.served();
-            self.gate.guards.served(now(), || self.facts.body_key());
+            // That a body can be prefilled does not say that it can be decoded.
+            if self.part != Part::Prefill {
+                self.gate.guards.served(now(), || self.facts.body_key());
+            }
         }
         self.over(outcome);
     }
@@ -400,10 +408,7 @@ impl Exchange {
     ) -> Result<Tried, End> {
         let connect_within = self.rules.times(&facts.model).connect;
         let addr = choice.pod.spec.addr;
-        let mut body = facts.body.bytes();
-        if let (epoch @ 1.., Some(api)) = (self.gate.pairs.epoch(choice.pod.id), facts.api) {
-            body = salted(api, &body, epoch);
-        }
+        let body = self.body_for(facts, &choice.pod);
         let has_body = !body.is_empty() || self.client.head().method == Method::POST;
         let head = self.pod_head(choice, has_body.then_some(body.len()), &self.note.request_id);
         // A connection of the pool may be dead already. That shows only once the request is sent, and it would have to be

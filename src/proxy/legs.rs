@@ -43,8 +43,28 @@ pub(super) struct Fed {
     sent: Mono,
     /// What the check before the commit said.
     said: Option<Check>,
+    /// What the prefill pod said when it was asked.
+    looked: Option<Looked>,
     /// The prefill pod's room until the decoder has the blocks.
     lien: Option<Lien>,
+}
+
+/// What a prefill pod says of leases since one began there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// None ran out.
+    Same,
+    /// Some ran out.
+    More,
+    /// It does not say, or cannot be asked.
+    Unknown,
+}
+
+impl Fed {
+    /// When the lease has surely ended if no heartbeat came.
+    pub(super) fn ends(&self) -> Mono {
+        self.lease.ends()
+    }
 }
 
 /// What a prefill handed over.
@@ -163,10 +183,10 @@ impl Exchange {
         course.life.on(event, now())
     }
 
-    async fn prefill(&mut self, facts: &Facts, course: &mut Course, alarm: Pin<&mut Sleep>) -> Result<Act, End> {
+    async fn prefill(&mut self, facts: &Facts, course: &mut Course, mut alarm: Pin<&mut Sleep>) -> Result<Act, End> {
         course.prefillers.push(course.prefill.pod.id);
         self.note.prefill_pod = Some(course.prefill.pod.id);
-        Ok(match self.prefill_leg(facts, &course.prefill, alarm).await? {
+        Ok(match self.prefill_leg(facts, &course.prefill, alarm.as_mut()).await? {
             Ok(done) => {
                 let lease = done.lease;
                 course.handed = Some(done);
@@ -180,6 +200,10 @@ impl Exchange {
                     PrefillFault::Late => "prefill_late",
                 });
                 course.last = Some(failed);
+                if alarm.is_elapsed() {
+                    // The request's own time is up: no decoder is to blame for that.
+                    return Ok(Act::Finish(Ended::Failed));
+                }
                 course.life.on(Event::PrefillFailed(fault), now())
             }
         })
@@ -298,8 +322,16 @@ impl Exchange {
         self.gate.pairs.busy(prefiller.id, true);
         let busy = Busy(Arc::clone(&self.gate), prefiller.id);
         trial.sentinel = facts.api.zip(proof).map(|(api, proof)| Box::new(Sentinel::new(api, proof)));
-        trial.fed =
-            Some(Box::new(Fed { prefiller, lease, expired_before, tokens, sent, said: None, lien: Some(lien) }));
+        trial.fed = Some(Box::new(Fed {
+            prefiller,
+            lease,
+            expired_before,
+            tokens,
+            sent,
+            said: None,
+            looked: None,
+            lien: Some(lien),
+        }));
         self.note.attempts += 1;
         self.in_flight.model().attempt();
         self.at(Phase::Dispatch);
@@ -348,7 +380,12 @@ impl Exchange {
         };
         loop {
             match self.gate.guards.may_retry(now(), &facts.account, &setback) {
-                Verdict::Retry => return Ok(event),
+                Verdict::Retry => {
+                    if self.gate.guards.poisoned(now(), || facts.body_key()).is_some() {
+                        return Err(Fault::Poisoned.into());
+                    }
+                    return Ok(event);
+                }
                 Verdict::Stop(stop) => {
                     self.note.reason = Some(stop.as_str());
                     return Ok(Event::DecodeFailed(DecodeFault::Late));
@@ -364,32 +401,38 @@ impl Exchange {
     }
 
     fn decode_leg_body(&self, facts: &Facts, choice: &Choice, ready: &Handed) -> Bytes {
-        let mut body = facts.body.bytes();
-        if let (epoch @ 1.., Some(api)) = (self.gate.pairs.epoch(choice.pod.id), facts.api) {
-            body = salted(api, &body, epoch);
+        decode_body(&self.body_for(facts, &choice.pod), &ready.params)
+    }
+
+    /// The body as a pod gets it: under another salt if its prefix cache cannot be trusted.
+    pub(super) fn body_for(&self, facts: &Facts, pod: &Pod) -> Bytes {
+        let body = facts.body.bytes();
+        match (self.gate.pairs.epoch(pod.name), facts.api) {
+            (Some(epoch), Some(api)) => salted(api, &body, epoch),
+            _ => body,
         }
-        decode_body(&body, &ready.params)
     }
 
     /// Why an answer whose first data is there must not reach the client; `None`: it may.
     pub(super) async fn unsound(&mut self, trial: &mut Trial<'_>) -> Result<Option<Failed>, End> {
         let check = trial.checked().unwrap_or(Check::Open);
-        let Some(fed) = &mut trial.fed else { return Ok(None) };
-        let (prefiller, before) = (Arc::clone(&fed.prefiller), fed.expired_before);
-        let mut said = check;
-        let is_late = self.rules.disagg.sentinel && fed.lease.may_be_over(now());
-        if said != Check::Differs && is_late {
-            let look = expired_now(&prefiller);
-            let found = match watch(&mut self.client, pin!(sleep(LOOK_WITHIN)), look).await {
-                Ok(found) => found,
-                Err(Cut::Late) => None,
-                Err(Cut::Left(left)) => return Err(left.into()),
-            };
-            // A pod that cannot be asked may have died, and with it what was to be read.
-            if found.is_none_or(|count| before.is_none_or(|before| count > before)) {
-                said = Check::Expired;
-            }
-        }
+        let is_weak = trial.sentinel.as_ref().is_some_and(|sentinel| sentinel.is_weak());
+        let Some(fed) = &trial.fed else { return Ok(None) };
+        let is_late = fed.lease.may_be_over(now());
+        let needs_look = self.rules.disagg.sentinel && (is_late || is_weak && check == Check::Differs);
+        let prefiller = Arc::clone(&fed.prefiller);
+        let looked = match fed.looked {
+            Some(looked) => looked,
+            None if needs_look => self.look(trial).await?,
+            None => Looked::Same,
+        };
+        let said = match (check, looked) {
+            // Rounding may break ties in two ways; blocks that were let go are told of.
+            (Check::Differs, Looked::Same) if is_weak => Check::Open,
+            (Check::Differs, _) => Check::Differs,
+            (_, Looked::More) | (Check::Open, Looked::Unknown) => Check::Expired,
+            (check, _) => check,
+        };
         self.gate.metrics.disagg_sentinel.inc(said.as_str());
         if let Some(fed) = &mut trial.fed {
             fed.said = Some(said);
@@ -397,24 +440,55 @@ impl Exchange {
         if matches!(said, Check::Agrees | Check::Open) {
             return Ok(None);
         }
-        let epoch = self.gate.pairs.distrust(trial.pod);
+        if let Some(pod) = self.gate.table.fleet().find(trial.pod) {
+            self.gate.pairs.distrust(pod.name, self.rng.bits());
+        }
         self.gate.index.wipe(trial.pod);
         tracing::error!(
-            decode = %trial.pod, prefill = %prefiller.id, epoch, said = said.as_str(),
+            decode = %trial.pod, prefill = %prefiller.id, said = said.as_str(),
             "a decode pod may have read KV blocks that were let go: its answer is thrown away and what it has cached is not \
              used any more. Do the prefill pods have the lease that disaggregation.lease_s says?"
         );
         Ok(Some(Failed::new(Failure::Handover, Fault::PodClosed)))
     }
 
+    /// Asks the prefill pod of a decode whether leases ran out since, and keeps what it says.
+    pub(super) async fn look(&mut self, trial: &mut Trial<'_>) -> Result<Looked, End> {
+        let Some(fed) = &mut trial.fed else { return Ok(Looked::Unknown) };
+        let (prefiller, before) = (Arc::clone(&fed.prefiller), fed.expired_before);
+        let look = expired_now(&prefiller);
+        let found = match watch(&mut self.client, pin!(sleep(LOOK_WITHIN)), look).await {
+            Ok(found) => found,
+            Err(Cut::Late) => None,
+            Err(Cut::Left(left)) => return Err(left.into()),
+        };
+        let looked = match (before, found) {
+            (_, Some(0)) => Looked::Same,
+            (Some(before), Some(count)) if count <= before => Looked::Same,
+            (Some(_), Some(_)) => Looked::More,
+            _ => Looked::Unknown,
+        };
+        fed.looked = Some(looked);
+        Ok(looked)
+    }
+
     /// The decoder has the blocks: the pair is known to work, and the prefill pod has its room back.
-    pub(super) fn handed_over(&self, trial: &mut Trial<'_>) {
-        let pod = trial.pod;
+    pub(super) fn handed_over(&self, trial: &mut Trial<'_>, is_success: bool, is_stream: bool) {
+        let pod = Arc::clone(trial.booked_on());
         let Some(fed) = &mut trial.fed else { return };
-        let took = now().since(fed.sent);
-        self.gate.pairs.handed_over(fed.prefiller.id, pod, fed.tokens, took, 0.0);
-        self.in_flight.model().legs.handover.observe(took);
         fed.lien = None;
+        if !is_success {
+            return;
+        }
+        let took = now().since(fed.sent);
+        let (load, step) = (pod.load.now(), pod.load.step.get());
+        let first_step = step.decode(f64::from(load.requests), load.context_tokens.0 as f64);
+        // Of an answer that is not streamed the first token is not seen.
+        let seen = is_stream.then_some((took, load.wait_s + first_step));
+        self.gate.pairs.handed_over(fed.prefiller.id, pod.id, fed.tokens, seen);
+        if is_stream {
+            self.in_flight.model().legs.handover.observe(took);
+        }
     }
 
     /// A lease that nobody will come for: the prefill pod keeps the blocks until it ends.

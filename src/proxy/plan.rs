@@ -126,6 +126,8 @@ struct Planner<'a> {
     rng: Rng,
     detail: Detail,
     attempt: u32,
+    /// Whether costs are wanted.
+    weighs: bool,
 }
 
 /// A decision, what it costs by the ranking, and what explains it.
@@ -143,7 +145,8 @@ impl Planner<'_> {
         let before = self.rng.clone();
         DESK.with_borrow_mut(|desk| {
             let decision = plan(self.gate, self.profile, &query, &mut self.rng, self.detail, desk);
-            let cost_s = decision.chosen.and_then(|pod| desk.cost(self.profile, &query, pod));
+            let chosen = decision.chosen.filter(|_| self.weighs);
+            let cost_s = chosen.and_then(|pod| desk.cost(self.profile, &query, pod));
             let when = (crate::runtime::unix_ms(), self.attempt);
             let source = Shown::keep(when, &query, desk, before, Arc::clone(self.profile), decision.clone());
             Placed { decision, cost_s, source }
@@ -204,7 +207,11 @@ impl Planner<'_> {
         let Some((one, other)) = fleet.find(prefiller).zip(fleet.find(decoder)) else { return false };
         let is_alike = |label: &String| one.spec.labels.get(label) == other.spec.labels.get(label);
         let timing = self.gate.pairs.timing(prefiller, decoder);
-        !self.gate.pairs.wire(prefiller, decoder, now).is_suspect
+        let wire = self.gate.pairs.wire(prefiller, decoder, now);
+        // Who waits for a first contact waits long; it is being made.
+        let has_met = wire.is_wired || !settings.prewarm;
+        has_met
+            && !wire.is_suspect
             && settings.pair_labels.iter().all(is_alike)
             && Lease::new(now, settings.lease()).is_good(now, &timing)
     }
@@ -228,7 +235,10 @@ impl Exchange {
             let handover = Handover { setup_s: wire.setup_s, token_s: wire.token_s };
             let placed = planner.place(Step::Decode, handover, tried);
             let choice = planner.choice(&placed.decision, Part::Decode).ok();
-            let choice = choice.filter(|choice| planner.gets_along(&rules.disagg, prefiller, choice.pod.id));
+            let gets_along = |choice: &Choice| {
+                choice.pod.id != prefiller && planner.gets_along(&rules.disagg, prefiller, choice.pod.id)
+            };
+            let choice = choice.filter(gets_along);
             (choice, placed, None)
         })
     }
@@ -239,6 +249,7 @@ impl Exchange {
         let settings = &rules.disagg;
         let is_pinned = facts.pinned.is_some() || self.gate.safe_mode.load(Relaxed);
         let (planned, reason) = self.plan_with(facts, |planner| {
+            planner.weighs = true;
             let local = planner.place(Step::Whole, Handover::default(), avoid.pods);
             let may_split = facts.obstacle.is_none() && !is_pinned && settings.decider != disagg::Decider::Never;
             let pair = may_split.then(|| planner.pair(settings, avoid)).flatten();
@@ -313,6 +324,7 @@ impl Exchange {
             rng: self.rng.clone(),
             detail: if is_shown { Detail::Rows } else { Detail::Off },
             attempt: self.note.attempts + 1,
+            weighs: false,
         };
         let (result, Placed { decision, source, .. }, split) = decide(&mut planner);
         self.rng = planner.rng;

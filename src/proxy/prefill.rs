@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::attempt::{Failed, Trial, failure_of};
+use super::attempt::{Failed, STALE_WITHIN, Trial, failure_of};
 use super::exchange::{End, Exchange};
 use super::intake::Facts;
 use super::legs::{Handed, expired};
@@ -44,7 +44,8 @@ impl Exchange {
             alternatives: settings.sentinel && facts.sampling.needs_alternatives(),
             token_ids: settings.pass_token_ids,
         };
-        let Some(body) = prefill_body(api, &facts.body.bytes(), &asked) else { return Ok(Err(lost())) };
+        let own = self.body_for(facts, &choice.pod);
+        let Some(body) = prefill_body(api, &own, &asked) else { return Ok(Err(lost())) };
         let limit = settings.prefill_timeout();
         let mut trial = Trial::begin(&self.gate, facts, choice, health);
         let expired_before = expired(&choice.pod);
@@ -118,6 +119,7 @@ impl Exchange {
                     Err(fault) => return Ok(Err((PrefillFault::Refused, Failed::of(&fault)))),
                 },
             };
+            let began = now();
             let asked = ask(&mut conn, head, body);
             let left = self.client.left();
             let asked = tokio::select! {
@@ -142,7 +144,9 @@ impl Exchange {
                     Err((fault, Failed::new(failure, Fault::PodClosed)))
                 }
                 // It was idle for too long, most likely.
-                Err(PodFault::ClosedEarly) if conn.reused => {
+                Err(PodFault::ClosedEarly) if conn.reused && now().since(began) < STALE_WITHIN => {
+                    let key = facts.body_key();
+                    self.gate.guards.broke(now(), choice.pod.id, began, key);
                     stale = true;
                     continue;
                 }

@@ -52,7 +52,7 @@ pub async fn run(gate: Arc<Gate>) {
             supervise("first contact", async move {
                 let met = tokio::time::timeout(WITHIN, meet(&gate, &prefiller, &decoder, &model)).await;
                 if let Ok(Some(took)) = met {
-                    gate.pairs.handed_over(prefiller.id, decoder.id, Tokens(PROMPT_TOKENS.into()), took, 0.0);
+                    gate.pairs.handed_over(prefiller.id, decoder.id, Tokens(PROMPT_TOKENS.into()), None);
                     tracing::info!(prefill = %prefiller.id, decode = %decoder.id, took_ms = took.as_millis() as u64, "first contact of two pods made");
                 } else {
                     gate.metrics.degradations.inc("first_contact_failed");
@@ -100,6 +100,8 @@ async fn meet(gate: &Gate, prefiller: &Pod, decoder: &Pod, model: &str) -> Optio
         gate.draw()
     );
     let body = Bytes::from(body);
+    // A decoder that is not there must not cost a lease.
+    drop(PodConn::connect(decoder.spec.addr, CONNECT_WITHIN).await.ok()?);
     let reply = post(gate, prefiller, &decode_body(&body, connector.prefill_params().as_bytes())).await.ok()??;
     let handover = Handover {
         params: json::member(&reply, "kv_transfer_params").unwrap_or_default(),

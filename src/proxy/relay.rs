@@ -36,6 +36,8 @@ const KEPT_BYTES_MAX: usize = 64 * 1024;
 const KEPT_WITHIN: Duration = Duration::from_secs(2);
 /// Time for the end of the framing after a stream's good ending.
 const TAIL_WITHIN: Duration = Duration::from_millis(20);
+/// After the end of a lease, until the prefill pod has counted it.
+const LOOK_AFTER: Duration = Duration::from_millis(500);
 /// Largest plain answer that is looked into for usage.
 const LOOKED_INTO_BYTES_MAX: usize = 4 << 20;
 
@@ -97,7 +99,7 @@ impl Exchange {
     /// Marks the point of no return.
     fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) {
         self.at(Phase::Commit);
-        self.handed_over(trial);
+        self.handed_over(trial, status.is_success(), facts.is_stream);
         trial.answered(status);
         facts.body.release();
         self.note.committed = true;
@@ -196,8 +198,21 @@ impl Exchange {
         mut alarm: Pin<&mut Sleep>,
     ) -> Result<Tried, End> {
         let mut body = BytesMut::new();
+        // A long answer comes long after the lease: whether that ran out is asked when it would have.
+        let ends = trial.fed.as_ref().map_or(now(), |fed| fed.ends());
+        let mut over = pin!(sleep(ends.since(now()) + LOOK_AFTER));
+        let mut has_looked = false;
         while !conn.is_done() && body.len() <= LOOKED_INTO_BYTES_MAX {
-            match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
+            let piece = tokio::select! {
+                biased;
+                piece = watch(&mut self.client, alarm.as_mut(), conn.body()) => piece,
+                () = over.as_mut(), if !has_looked => {
+                    has_looked = true;
+                    self.look(trial).await?;
+                    continue;
+                }
+            };
+            match piece {
                 Ok(Ok(Some(piece))) => body.extend_from_slice(&piece),
                 Ok(Ok(None)) => break,
                 Ok(Err(_)) => return Ok(Tried::Failed(Failed::new(Failure::BrokenUncommitted, Fault::PodClosed))),

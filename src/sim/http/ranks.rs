@@ -223,12 +223,9 @@ impl Rank {
     pub(super) fn release(&self, job: u64) {
         let mut core = self.core.lock();
         core.engine.release(job);
-        while self.is_instant {
-            let now = host::now();
-            let due = core.engine.due().unwrap_or(now).max(now);
-            if core.advance(due).is_none() {
-                break;
-            }
+        let (mut next, now) = (self.is_instant.then_some(Mono::ZERO), host::now());
+        while let Some(due) = next {
+            next = core.advance(due.max(now));
         }
     }
 
