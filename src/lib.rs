@@ -81,6 +81,9 @@
 //! - *Own workers, not Pingora's server.* One thread with a current-thread runtime each, so a connection, its pods' sockets and
 //!   its timers stay on one thread without locks. It also gives the cap, the absolute head deadline, the raw lint and a drain
 //!   that can keep accepting, which Pingora's listener has not.
+//! - *After a handover that failed, one pod does it all*, in place of a second pair: only two decodes are allowed, and the last
+//!   one is not risked. A lease is never given to a second decoder that could be reached: a pod that answers at all, if only with
+//!   a refusal, has told the prefill pod to let go (vLLM 0.32).
 //! - *A room `runtime`* for the clock and for starting tasks: everywhere else both are banned by a lint.
 //! - *zlib-ng is replaced* by zlib-rs (`.cargo/libz-ng-sys`), because its build needs cmake and nothing here compresses.
 //!
