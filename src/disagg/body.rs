@@ -36,7 +36,11 @@ pub fn prefill_body(api: Api, body: &Bytes, legs: &Legs<'_>) -> Option<Bytes> {
     let sampling = (api == Api::GenerateTokens).then(|| one_token(anatomy.value("sampling_params"), legs.alternatives));
     match (&sampling, api) {
         (Some(sampling), _) => edits.push(Edit { key: "sampling_params", value: Some(sampling) }),
-        (None, Api::Responses) => edits.push(Edit { key: "max_output_tokens", value: Some(b"1") }),
+        (None, Api::Responses) => {
+            edits.push(Edit { key: "max_output_tokens", value: Some(b"1") });
+            // A pod that keeps responses would keep this one too.
+            edits.push(Edit { key: "store", value: Some(b"false") });
+        }
         (None, _) => edits.push(Edit { key: "max_tokens", value: Some(b"1") }),
     }
     for (name, value) in [("stream", &b"false"[..]), ("max_completion_tokens", b"1"), ("n", b"1")] {
@@ -133,7 +137,10 @@ mod tests {
         let made = prefill(Api::Chat, &json!({"messages":[],"top_logprobs":3}), &all);
         assert_eq!((&made["logprobs"], &made["top_logprobs"]), (&json!(true), &json!(20)));
         let made = prefill(Api::Responses, &json!({"input":"x","max_output_tokens":7,"stream":true}), &LEGS);
-        assert_eq!(made, json!({"input":"x","max_output_tokens":1,"stream":false,"kv_transfer_params":{"a":1}}));
+        assert_eq!(
+            made,
+            json!({"input":"x","max_output_tokens":1,"stream":false,"store":false,"kv_transfer_params":{"a":1}})
+        );
         let sampled =
             json!({"token_ids":[1],"sampling_params":{"temperature":0.5,"max_tokens":7,"n":1,"min_tokens":2}});
         let made = prefill(Api::GenerateTokens, &sampled, &all);

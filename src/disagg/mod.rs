@@ -1,6 +1,6 @@
 //! Prefill on one pod, decode on another: whether, with which bodies, and what becomes of it when something fails.
 //!
-//! The gate sends both legs itself. [`obstacle`] says whether a request can be split at all, [`weigh`] whether it should be,
+//! The gate sends both legs itself. [`obstacle()`] says whether a request can be split at all, [`weigh`] whether it should be,
 //! a [`Connector`] what goes into the bodies, [`Lease`] how long a prefill may be used, [`Sentinel`] whether the decoder read
 //! what the prefiller wrote, [`Pairs`] what was learnt of two pods together, and [`Life`] what to do next after anything that
 //! can happen. All of it is pure; the legs themselves are in `proxy::legs`.

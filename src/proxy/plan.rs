@@ -58,7 +58,7 @@ pub(super) struct Choice {
     pub(super) hit: Tokens,
     pub(super) guesses: Guesses,
     pub(super) is_cold: bool,
-    pub(super) marks: Option<Marks>,
+    pub(super) marks: Option<Arc<Marks>>,
     pub(super) uses: [Option<u64>; 2],
 }
 
@@ -89,7 +89,7 @@ impl Choice {
             // The answer of a prefill leg is its first token.
             is_stream: is_stream || self.part == Part::Prefill,
             is_cold: self.is_cold,
-            marks: self.marks.as_ref(),
+            marks: self.marks.as_deref(),
             uses: self.uses,
         }
     }
@@ -126,6 +126,7 @@ struct Planner<'a> {
     rng: Rng,
     detail: Detail,
     attempt: u32,
+    marks: Option<Arc<Marks>>,
     /// Whether costs are wanted.
     weighs: bool,
 }
@@ -169,7 +170,7 @@ impl Planner<'_> {
             hit,
             guesses: query.guesses,
             is_cold: query.hits.is_empty(),
-            marks: query.marks.cloned(),
+            marks: self.marks.clone(),
             uses: [query.request.adapter, query.request.grammar],
         })
     }
@@ -310,13 +311,20 @@ impl Exchange {
             pinned: facts.pinned,
             ..Request::new(&facts.model, prompt)
         };
-        let marks = marks(facts, &hits);
+        let marks = marks(facts, &hits).map(Arc::new);
         let is_shown = self.is_explained();
         let guessed = |prompt| self.gate.peers.guess(prompt, hits.prompt_tokens, &fleet, &facts.model);
         let guesses = facts.prompt.as_ref().map(guessed).unwrap_or_default();
         let rank = self.asked_rank();
-        let query =
-            Query { fleet: &fleet, request: &request, hits: &hits, guesses, marks: marks.as_ref(), rank, now: started };
+        let query = Query {
+            fleet: &fleet,
+            request: &request,
+            hits: &hits,
+            guesses,
+            marks: marks.as_deref(),
+            rank,
+            now: started,
+        };
         let mut planner = Planner {
             gate: &self.gate,
             profile: &profile,
@@ -324,6 +332,7 @@ impl Exchange {
             rng: self.rng.clone(),
             detail: if is_shown { Detail::Rows } else { Detail::Off },
             attempt: self.note.attempts + 1,
+            marks: marks.clone(),
             weighs: false,
         };
         let (result, Placed { decision, source, .. }, split) = decide(&mut planner);

@@ -14,6 +14,8 @@ if [ "${1:-}" = stop ]; then
   for file in "$run"/${2:-*}.pid; do
     [ -e "$file" ] || continue
     kill "$(cat "$file")" 2>/dev/null && echo "stopped $(basename "$file" .pid)"
+    # Until it is gone it answers /health, and its successor cannot listen.
+    for _ in $(seq 100); do kill -0 "$(cat "$file")" 2>/dev/null || break; sleep 0.1; done
     rm -f "$file"
   done
   exit 0
