@@ -296,6 +296,25 @@ async fn a_decoder_that_stalls_past_the_lease_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn switched_off_the_sentinel_asks_nobody() {
+    let yaml = "disaggregation: {decider: always, lease_s: 5, sentinel: false, prewarm: false}\n";
+    let change = |config: SimConfig| SimConfig {
+        handover: Handover { lease: Duration::from_millis(300), ..Handover::default() },
+        ..config
+    };
+    let trio = Trio::with(1, 1, yaml, change).await;
+    warm(&trio);
+    trio.decode[0].script(Rule::new(Fault::Kv(KvFault::Stalls(Duration::from_secs(6)))));
+    let body =
+        json!({"model":"sim","messages":[{"role":"user","content":"please stall"}],"max_tokens":5,"temperature":0});
+    trio.ask_well(CHAT, &body).await;
+    assert_eq!(trio.prefill[0].leases_ended(), (1, 1));
+    assert_eq!(trio.count("sentinel_total{verdict=\"expired\"}").await, 0);
+    assert_eq!(trio.count("replans_total{cause=\"lease_expired\"}").await, 0);
+    trio.gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_takes_longer_than_the_lease_is_not_doubted() {
     let yaml = "disaggregation: {decider: always, lease_s: 5, prewarm: false}\n";
     let trio = Trio::new(1, 1, yaml).await;
@@ -307,7 +326,7 @@ async fn an_answer_that_takes_longer_than_the_lease_is_not_doubted() {
     assert_eq!(trio.count("sentinel_total{verdict=\"agrees\"}").await, 1);
     let asked = trio.prefill[0].log().iter().filter(|arrival| arrival.path == "/metrics").count();
     assert!(asked >= 1, "the prefill pod was asked when the lease would have ended");
-    assert_eq!(trio.count("replans_total").await, 0);
+    assert_eq!(trio.count("replans_total{cause=\"lease_expired\"}").await, 0);
     trio.gate.finish().await;
 }
 

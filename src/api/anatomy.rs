@@ -58,6 +58,17 @@ const ONCE: [&str; 38] = [
     "background",
 ];
 
+/// Members that make the engine compile a grammar (vLLM 0.32 and the older `guided_*` of its 0.11).
+pub const GRAMMARS: [&str; 7] = [
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_grammar",
+    "guided_choice",
+    "structural_tag",
+];
+
 /// One top-level member, in the order of the body. Offsets are into the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member<'a> {

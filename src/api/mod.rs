@@ -21,7 +21,7 @@ pub mod usage;
 #[cfg(test)]
 mod tests;
 
-pub use anatomy::{Anatomy, BadBody, Member};
+pub use anatomy::{Anatomy, BadBody, GRAMMARS, Member};
 pub use answer::{AnswerScan, Delta, Then};
 pub use error::{ErrorText, error_body, error_event};
 pub use kind::{Api, DoneMark, Shape};

@@ -3,13 +3,6 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
-/// In which order the legs go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// The decode leg needs the prefill's answer.
-    Serial,
-}
-
 /// What is known when the decode leg is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Handover<'a> {
@@ -34,14 +27,8 @@ pub enum BadReply {
     Lacks(&'static str),
 }
 
-/// One way of handing over.
+/// One way of handing over, in which the decode leg needs the prefill's answer.
 pub trait Connector: Send + Sync {
-    /// Its name in configuration and metrics.
-    fn name(&self) -> &'static str;
-
-    /// Order of the legs.
-    fn order(&self) -> Order;
-
     /// `kv_transfer_params` of the prefill leg, as JSON.
     fn prefill_params(&self) -> String;
 

@@ -59,11 +59,6 @@ impl Lease {
     pub fn ends(&self) -> Mono {
         self.begun.after(self.length)
     }
-
-    /// Part of the lease that is over at `now`, 0 and up.
-    pub fn share(&self, now: Mono) -> f64 {
-        self.age(now).as_secs_f64() / self.length.as_secs_f64().max(1e-3)
-    }
 }
 
 #[cfg(test)]
@@ -84,6 +79,6 @@ mod tests {
         assert_eq!((short.age_max(&known), short.age_max(&unknown)), (seconds(6), seconds(0)));
         assert!(!short.is_good(at(0), &unknown), "never, not even at once");
         assert!(!short.may_be_over(at(9_900)) && short.may_be_over(at(10_000)));
-        assert_eq!((short.ends(), short.share(at(6_000)).to_string()), (at(12_000), "0.5".to_owned()));
+        assert_eq!((short.ends(), short.age(at(6_000))), (at(12_000), seconds(6)));
     }
 }

@@ -20,7 +20,7 @@ mod sentinel;
 mod settings;
 
 pub use body::{Legs, decode_body, prefill_body, salted};
-pub use connector::{BadReply, Connector, Handover, Order};
+pub use connector::{BadReply, Connector, Handover};
 pub use connectors::connector;
 pub use decider::{Choice, Costs, Reason, weigh};
 pub use expired::kv_expired;

@@ -41,13 +41,6 @@ pub struct Wire {
     pub token_s: f64,
 }
 
-impl Wire {
-    /// Time to hand over so many tokens \[seconds\].
-    pub fn seconds(&self, tokens: Tokens) -> f64 {
-        self.setup_s + self.token_s * tokens.0 as f64
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Pair {
     is_wired: bool,
@@ -206,7 +199,10 @@ mod tests {
     #[test]
     fn the_speed_of_a_pair_is_learnt() {
         let pairs = Pairs::default();
-        let seconds = |tokens| pairs.wire(P, D, Mono(5)).seconds(Tokens(tokens));
+        let seconds = |tokens: u64| {
+            let wire = pairs.wire(P, D, Mono(5));
+            wire.setup_s + wire.token_s * tokens as f64
+        };
         let before = seconds(10_000);
         for _ in 0..200 {
             pairs.handed_over(P, D, Tokens(10_000), Some((Duration::from_secs_f64(before / 4.0 + 0.1), 0.1)));

@@ -3,7 +3,7 @@
 //! Under greedy sampling they are equal, up to ties that rounding breaks; sampled, the decoder's is one of those that the
 //! prefiller thought likely, if these are nearly all the probability there is. Where that does not hold, and where a token
 //! shows no text (calls of tools, special tokens), nothing is said: a false alarm costs a prefill, silence only the check.
-use crate::api::{Alternative, Anatomy, Api, Opening, alternatives, json, opening_of_body, opening_of_event};
+use crate::api::{Alternative, Anatomy, Api, GRAMMARS, Opening, alternatives, json, opening_of_body, opening_of_event};
 
 use super::life::Check;
 
@@ -27,22 +27,9 @@ pub enum Sampling {
     Unknown,
 }
 
-/// Members after which the listed probabilities are not those drawn from.
-const RULES: [&str; 13] = [
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "repetition_penalty",
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_grammar",
-    "guided_choice",
-    "structural_tag",
-    "min_tokens",
-    "tool_choice",
-];
+/// Members after which, as after [`GRAMMARS`], the listed probabilities are not those drawn from.
+const RULES: [&str; 6] =
+    ["logit_bias", "allowed_token_ids", "bad_words", "repetition_penalty", "min_tokens", "tool_choice"];
 
 impl Sampling {
     /// Reads it from a body.
@@ -54,7 +41,7 @@ impl Sampling {
         let is_set =
             |name: &&str| value(name).is_some_and(|value| !matches!(value, b"null" | b"\"auto\"" | b"\"none\""));
         match () {
-            () if RULES.iter().any(is_set) => Self::Unknown,
+            () if RULES.iter().chain(&GRAMMARS).any(is_set) => Self::Unknown,
             () if temperature <= 0.0 => Self::Greedy,
             () if (1.0..=10.0).contains(&top_k) => Self::Few,
             () if temperature <= 1.0 => Self::Chance,
@@ -100,9 +87,7 @@ impl Proof {
                 let mass: f64 = listed.iter().map(|one| one.logprob.exp()).sum();
                 let is_all = sampling == Sampling::Few || mass >= NEARLY_ALL;
                 let texts: Vec<String> = listed.into_iter().map(|one| one.text).collect();
-                // A token that shows no text, the end of the answer among them, cannot be told from silence.
-                let shows = texts.iter().all(|text| !text.trim().is_empty() && !is_special(text));
-                Some(Self::Texts { texts, is_all: is_all && shows })
+                Some(Self::Texts { is_all: is_all && show(&texts), texts })
             }
             _ => None,
         }
@@ -112,10 +97,15 @@ impl Proof {
         let best = listed.iter().map(|one| one.logprob).fold(f64::NEG_INFINITY, f64::max);
         let ties = listed.iter().filter(|one| best - one.logprob <= TIE && one.text != own);
         let mut texts: Vec<String> = ties.map(|one| one.text.clone()).collect();
-        let shows = texts.iter().all(|text| !text.trim().is_empty() && !is_special(text));
+        let is_all = show(&texts);
         texts.push(own);
-        Self::Texts { texts, is_all: shows }
+        Self::Texts { texts, is_all }
     }
+}
+
+/// Whether all of these tokens show text: one that does not, the end of the answer among them, cannot be told from silence.
+fn show(texts: &[String]) -> bool {
+    texts.iter().all(|text| !text.trim().is_empty() && !is_special(text))
 }
 
 /// Half of a character, or the name of a token that is left out of texts.

@@ -1,18 +1,7 @@
 //! What a request asks of an engine beside tokens: answers, grammars, a computation of the whole prompt. Hashes and counts only.
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::api::Anatomy;
-
-/// Members that make the engine compile a grammar (vLLM 0.32 and the older `guided_*` of its 0.11).
-const GRAMMARS: [&str; 7] = [
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_grammar",
-    "guided_choice",
-    "structural_tag",
-];
+use crate::api::{Anatomy, GRAMMARS};
 
 /// Facts for the planner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -360,10 +360,15 @@ impl Exchange {
             replay: facts.replay,
             has_other_pod: has_other(&self.gate.table.fleet(), &facts.model, tried),
         };
+        self.granted(facts, &setback).await
+    }
+
+    /// Whether the rules let a request go on after this failure; waits while that is open.
+    pub(super) async fn granted(&mut self, facts: &Facts, setback: &Setback) -> Result<bool, End> {
         loop {
-            match self.gate.guards.may_retry(now(), &facts.account, &setback) {
+            match self.gate.guards.may_retry(now(), &facts.account, setback) {
                 Verdict::Retry => {
-                    self.gate.metrics.retries.inc(letter(class));
+                    self.gate.metrics.retries.inc(letter(setback.class));
                     let key = || facts.body_key();
                     if self.gate.guards.poisoned(now(), key).is_some() {
                         return Err(Fault::Poisoned.into());

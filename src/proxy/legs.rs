@@ -24,7 +24,7 @@ use crate::disagg::{
     Act, Check, DecodeFault, Event, Fallback, Lease, Life, Outcome as Ended, PrefillFault, Proof, Rules, Sentinel,
     Want, decode_body, kv_expired, salted,
 };
-use crate::flow::{Failure, Setback, Verdict, classify};
+use crate::flow::{Failure, Setback, classify};
 use crate::pods::{Attempt, Lien, Outcome, Pod};
 use crate::runtime::{now, spawn_connection};
 
@@ -260,7 +260,7 @@ impl Exchange {
         };
         let pod = course.decode.pod.id;
         let Some(ready) = course.handed.take() else { return Ok(course.life.on(Event::NotPlanned, now())) };
-        let body = self.decode_leg_body(facts, &course.decode, &ready);
+        let body = decode_body(&self.body_for(facts, &course.decode.pod), &ready.params);
         let head = self.pod_head(&course.decode, Some(body.len()), &self.note.request_id);
         let timing = self.gate.pairs.timing(ready.prefiller.id, pod);
         let sent = now();
@@ -301,6 +301,8 @@ impl Exchange {
                     // A connection of the pool that was dead already is not the pod's fault. But nobody knows whether the
                     // decoder has begun to read, so the lease is not used again.
                     self.gate.metrics.disagg_replans.inc("connection_stale");
+                    // But a body may also kill a pod that fast.
+                    self.broke(facts, &course.decode, &failed, sent);
                     course.last = Some(failed);
                     return Ok(course.life.on(Event::DecodeFailed(DecodeFault::Broken), now()));
                 }
@@ -378,30 +380,8 @@ impl Exchange {
             replay: facts.replay,
             has_other_pod: true,
         };
-        loop {
-            match self.gate.guards.may_retry(now(), &facts.account, &setback) {
-                Verdict::Retry => {
-                    if self.gate.guards.poisoned(now(), || facts.body_key()).is_some() {
-                        return Err(Fault::Poisoned.into());
-                    }
-                    return Ok(event);
-                }
-                Verdict::Stop(stop) => {
-                    self.note.reason = Some(stop.as_str());
-                    return Ok(Event::DecodeFailed(DecodeFault::Late));
-                }
-                Verdict::Wait(pause) => {
-                    let never = std::future::pending::<()>();
-                    if let Err(Cut::Left(left)) = watch(&mut self.client, pin!(sleep(pause)), never).await {
-                        return Err(left.into());
-                    }
-                }
-            }
-        }
-    }
-
-    fn decode_leg_body(&self, facts: &Facts, choice: &Choice, ready: &Handed) -> Bytes {
-        decode_body(&self.body_for(facts, &choice.pod), &ready.params)
+        let is_granted = self.granted(facts, &setback).await?;
+        Ok(if is_granted { event } else { Event::DecodeFailed(DecodeFault::Late) })
     }
 
     /// The body as a pod gets it: under another salt if its prefix cache cannot be trusted.

@@ -180,19 +180,17 @@ impl Planner<'_> {
         let prefill = self.place(Step::Prefill, Handover::default(), avoid.prefillers);
         let likely = prefill.decision.chosen?;
         let (gate, now) = (self.gate, self.query.now);
-        let usual = gate.pairs.wire(likely, likely, now);
-        let handover = Handover { setup_s: usual.setup_s, token_s: usual.token_s };
-        let decode = self.place(Step::Decode, handover, avoid.pods);
+        let usual = self.usual(likely);
+        let decode = self.place(Step::Decode, usual, avoid.pods);
         decode.decision.chosen?;
         let all = |decision: &Decision| -> Vec<PodId> {
             decision.chosen.into_iter().chain(decision.alternatives.iter()).collect()
         };
         let (prefillers, decoders) = (all(&prefill.decision), all(&decode.decision));
         let pairs = prefillers.iter().flat_map(|one| decoders.iter().map(move |other| (*one, *other)));
-        let mut good = pairs.filter(|(one, other)| one != other && self.gets_along(settings, *one, *other));
+        let mut good = pairs.filter(|(one, other)| self.gets_along(settings, *one, *other));
         let (prefiller, decoder) = good.next()?;
-        let wire = gate.pairs.wire(prefiller, decoder, now);
-        let extra_s = wire.seconds(Tokens(0)) - usual.seconds(Tokens(0));
+        let extra_s = gate.pairs.wire(prefiller, decoder, now).setup_s - usual.setup_s;
         let cost_s = prefill.cost_s.unwrap_or(0.0) + decode.cost_s.unwrap_or(0.0) + extra_s.max(0.0);
         let with = |decision: &Decision, pod| Decision { chosen: Some(pod), ..decision.clone() };
         let pair = Pair {
@@ -202,7 +200,13 @@ impl Planner<'_> {
         Some((pair, decode, cost_s))
     }
 
-    /// Whether two pods can hand over now: not suspected, labelled alike, and a lease lasts long enough for them.
+    /// What handing over from a prefiller takes with a decoder of which nothing is known.
+    fn usual(&self, prefiller: PodId) -> Handover {
+        let wire = self.gate.pairs.wire(prefiller, prefiller, self.query.now);
+        Handover { setup_s: wire.setup_s, token_s: wire.token_s }
+    }
+
+    /// Whether two pods can hand over now: not one and the same, not suspected, labelled alike, and a lease lasts long enough for them.
     fn gets_along(&self, settings: &Settings, prefiller: PodId, decoder: PodId) -> bool {
         let (fleet, now) = (self.query.fleet, self.query.now);
         let Some((one, other)) = fleet.find(prefiller).zip(fleet.find(decoder)) else { return false };
@@ -211,7 +215,8 @@ impl Planner<'_> {
         let wire = self.gate.pairs.wire(prefiller, decoder, now);
         // Who waits for a first contact waits long; it is being made.
         let has_met = wire.is_wired || !settings.prewarm;
-        has_met
+        prefiller != decoder
+            && has_met
             && !wire.is_suspect
             && settings.pair_labels.iter().all(is_alike)
             && Lease::new(now, settings.lease()).is_good(now, &timing)
@@ -232,14 +237,9 @@ impl Exchange {
     pub(super) fn choose_decoder(&mut self, facts: &Facts, prefiller: PodId, tried: &[PodId]) -> Option<Choice> {
         let rules = Arc::clone(&self.rules);
         self.plan_with(facts, |planner| {
-            let wire = planner.gate.pairs.wire(prefiller, prefiller, planner.query.now);
-            let handover = Handover { setup_s: wire.setup_s, token_s: wire.token_s };
-            let placed = planner.place(Step::Decode, handover, tried);
+            let placed = planner.place(Step::Decode, planner.usual(prefiller), tried);
             let choice = planner.choice(&placed.decision, Part::Decode).ok();
-            let gets_along = |choice: &Choice| {
-                choice.pod.id != prefiller && planner.gets_along(&rules.disagg, prefiller, choice.pod.id)
-            };
-            let choice = choice.filter(gets_along);
+            let choice = choice.filter(|choice| planner.gets_along(&rules.disagg, prefiller, choice.pod.id));
             (choice, placed, None)
         })
     }

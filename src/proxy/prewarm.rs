@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::gate::Gate;
+use super::prefill::rest;
 use super::upstream::{PodConn, PodFault};
 use crate::api::json;
 use crate::base::{PodId, Tokens};
@@ -129,12 +130,6 @@ async fn post(gate: &Gate, pod: &Pod, body: &[u8]) -> Result<Option<Bytes>, PodF
     );
     conn.send(head.as_bytes(), body).await?;
     let head = conn.head(false).await?;
-    let mut reply = BytesMut::new();
-    while let Some(piece) = conn.body().await? {
-        reply.extend_from_slice(&piece);
-        if reply.len() > REPLY_BYTES_MAX {
-            return Err(PodFault::Junk("the answer is too large"));
-        }
-    }
-    Ok(head.status.is_success().then(|| reply.freeze()))
+    let reply = rest(&mut conn, REPLY_BYTES_MAX).await?;
+    Ok(head.status.is_success().then_some(reply))
 }

@@ -201,7 +201,7 @@ impl Exchange {
         // A long answer comes long after the lease: whether that ran out is asked when it would have.
         let ends = trial.fed.as_ref().map_or(now(), |fed| fed.ends());
         let mut over = pin!(sleep(ends.since(now()) + LOOK_AFTER));
-        let mut has_looked = false;
+        let mut has_looked = !self.rules.disagg.sentinel;
         while !conn.is_done() && body.len() <= LOOKED_INTO_BYTES_MAX {
             let piece = tokio::select! {
                 biased;

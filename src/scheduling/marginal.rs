@@ -303,13 +303,16 @@ impl Ask {
 
 /// Means over the serving pods: as the context says, else over the candidates.
 pub fn means(cx: &Context<'_>, pods: &Candidates<'_>) -> Means {
-    cx.means.unwrap_or_else(|| {
-        let mut sums = Sums::default();
-        for pod in pods.iter() {
-            sums.add(pod.step, pod.occupied(), pod.capacity.map_or(f64::INFINITY, |tokens| tokens.0 as f64));
-        }
-        sums.means()
-    })
+    cx.means.unwrap_or_else(|| means_of(pods.iter()))
+}
+
+/// Means over these pods.
+pub(super) fn means_of<'a>(pods: impl Iterator<Item = &'a PodView>) -> Means {
+    let mut sums = Sums::default();
+    for pod in pods {
+        sums.add(pod.step, pod.occupied(), pod.capacity.map_or(f64::INFINITY, |tokens| tokens.0 as f64));
+    }
+    sums.means()
 }
 
 /// Adds up means. Most pods of a fleet are alike, so what is made of one is kept for the next.

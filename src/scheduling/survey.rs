@@ -6,7 +6,7 @@
 //! pinned one. Rules about the whole fleet are told who was left out. Any other profile sees all pods.
 use super::decide::{Scratch, decide};
 use super::decision::{Decision, Detail};
-use super::marginal::{Ask, Rates, Sums};
+use super::marginal::{Ask, Rates, Sums, means_of};
 use super::peers::Guesses;
 use super::profile::Profile;
 use super::request::{Context, LeftOut, Means, Request, Step};
@@ -91,13 +91,7 @@ impl Desk {
     pub fn cost(&self, profile: &Profile, query: &Query<'_>, pod: PodId) -> Option<f64> {
         let cx = self.context(query);
         let view = cx.pods.iter().find(|view| view.id == pod)?;
-        let means = cx.means.unwrap_or_else(|| {
-            let mut sums = Sums::default();
-            for pod in cx.pods {
-                sums.add(pod.step, pod.occupied(), pod.capacity.map_or(f64::INFINITY, |tokens| tokens.0 as f64));
-            }
-            sums.means()
-        });
+        let means = cx.means.unwrap_or_else(|| means_of(cx.pods.iter()));
         let usual = super::scorers::marginal_cost::Settings::default().rates();
         Some(Ask::of(query.request, profile.marginal().unwrap_or(&usual), &means).cost(view, query.now))
     }

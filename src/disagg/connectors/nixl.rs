@@ -5,20 +5,12 @@
 //! since 0.16 `remote_engine_id`, `remote_request_id`, `remote_host`, `remote_port`, `remote_block_ids`, `tp_size`; what later
 //! versions add is handed on unread.
 use crate::api::json;
-use crate::disagg::connector::{BadReply, Connector, Handover, Order};
+use crate::disagg::connector::{BadReply, Connector, Handover};
 
 /// See the file.
 pub(super) struct Nixl;
 
 impl Connector for Nixl {
-    fn name(&self) -> &'static str {
-        "nixl"
-    }
-
-    fn order(&self) -> Order {
-        Order::Serial
-    }
-
     fn prefill_params(&self) -> String {
         r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#
             .to_owned()
