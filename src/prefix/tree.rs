@@ -222,6 +222,13 @@ impl Tree {
 
     /// Drops what the pod holds in the runs below `id`.
     fn forget_below(&mut self, id: u32, pod: PodId) {
+        for below in self.held_below(id, pod).into_iter().rev() {
+            self.shrink(below, pod, 0);
+        }
+    }
+
+    /// The runs below `id` that the pod holds, each before those below it.
+    fn held_below(&self, id: u32, pod: PodId) -> Vec<u32> {
         let mut next = self.runs.get(id).map_or(NONE, |run| run.child);
         let mut held = Vec::new();
         let mut level = 0;
@@ -232,12 +239,9 @@ impl Tree {
                 }
                 next = run.next;
             }
-            let Some(above) = held.get(level) else { break };
+            let Some(above) = held.get(level) else { return held };
             next = self.runs.get(*above).map_or(NONE, |run| run.child);
             level += 1;
-        }
-        for child in held.into_iter().rev() {
-            self.shrink(child, pod, 0);
         }
     }
 
@@ -395,16 +399,31 @@ impl Tree {
         self.exacts += run.note(exact);
     }
 
-    /// Notes that the pod reported a hit of the first `blocks` of the chain; if `is_less`, of no more than these.
+    /// Notes that the pod reported a hit of the first `blocks` of the chain; if `is_less`, of no more than these, and so of
+    /// nothing behind them either, on this chain or on one that branches off.
     pub(super) fn prove(&mut self, chain: &[u64], blocks: usize, pod: PodId, is_less: bool) {
         let mut path = Vec::new();
         self.path(chain, &mut path);
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
         for step in path {
-            let Some(holder) = self.runs.get_mut(step.run).and_then(|run| run.holder_mut(pod)) else { return };
+            let Some(run) = self.runs.get_mut(step.run) else { return };
+            let len = run.len();
+            let Some(holder) = run.holder_mut(pod) else { return };
             let reported = blocks.saturating_sub(step.start).min(u32::from(step.matched)) as u16;
             let kept = if is_less { 0 } else { holder.held.proven };
             holder.held.proven = reported.min(holder.held.prompted).max(kept);
+            if is_less && holder.held.proven < len {
+                return self.doubt_below(step.run, pod);
+            }
+        }
+    }
+
+    /// Nothing below `id` counts as reported by the pod any more.
+    fn doubt_below(&mut self, id: u32, pod: PodId) {
+        for below in self.held_below(id, pod) {
+            if let Some(holder) = self.runs.get_mut(below).and_then(|run| run.holder_mut(pod)) {
+                holder.held.proven = 0;
+            }
         }
     }
 }

@@ -115,6 +115,19 @@ fn usage_teaches_exact_tokens_and_how_much_of_a_hit_is_true() {
 }
 
 #[test]
+fn a_pod_that_has_evicted_a_beginning_has_proven_nothing_behind_it_on_any_branch() {
+    let index = index(1_000);
+    let first = index.claim(&prompt(b"ab"), PodId(1));
+    index.learn(&prompt(b"ab"), first, Tokens(128), Some(Tokens(128)));
+    let branch = index.claim(&prompt(b"ac"), PodId(1));
+    // Something newer keeps the first chain from being evicted with what was not used since.
+    index.claim(&prompt(b"ab"), PodId(1));
+    index.learn(&prompt(b"ac"), branch, Tokens(128), Some(Tokens(0)));
+    index.assert_sound();
+    assert_eq!(depth(&index, b"ab", 1), 2);
+}
+
+#[test]
 fn memory_is_bounded() {
     let index = Index::new(Limits { bytes_max: 20_000, ..Limits::default() });
     for round in 0..2_000_u32 {
