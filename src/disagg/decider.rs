@@ -2,17 +2,52 @@
 use super::obstacle::Obstacle;
 use super::settings::{Decider, Settings};
 use crate::base::Tokens;
+use crate::scheduling::marginal::Terms;
 
-/// Two pods must be cheaper by this part: what is predicted of two pods has more that can go otherwise.
+/// Two pods must be cheaper by this part of what one pod takes to the first token: what is predicted of two pods has more that can
+/// go otherwise.
 const HYSTERESIS: f64 = 0.05;
 
-/// What both ways are predicted to cost, in the seconds of the ranking cost.
+/// What a way to serve a request is predicted to cost, in the seconds of the ranking cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Way {
+    /// Up to the first token: waiting, prefill, handing over.
+    pub first_s: f64,
+    /// After it, the request's own and others': decoding, and what decoding loses to this prefill.
+    pub rest_s: f64,
+}
+
+impl Way {
+    /// No pod can do it.
+    pub(super) const IMPOSSIBLE: Self = Self { first_s: f64::INFINITY, rest_s: 0.0 };
+
+    /// The parts of a cost.
+    pub fn of(terms: &Terms) -> Self {
+        Self {
+            first_s: terms.wait + terms.prefill + terms.unseen + terms.loads,
+            rest_s: terms.stall + terms.price + terms.decode + terms.slow,
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { first_s: self.first_s + other.first_s, rest_s: self.rest_s + other.rest_s }
+    }
+
+    /// All of it.
+    pub fn sum(self) -> f64 {
+        self.first_s + self.rest_s
+    }
+}
+
+/// What both ways are predicted to cost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Costs {
     /// On the best decode pod alone.
-    pub local_s: f64,
+    pub local: Way,
     /// On the best pair.
-    pub remote_s: f64,
+    pub remote: Way,
     /// Prompt tokens that the decode pod alone would compute.
     pub uncached: Tokens,
 }
@@ -70,7 +105,9 @@ pub fn weigh(settings: &Settings, obstacle: Option<Obstacle>, costs: Option<&Cos
         (Decider::UncachedTokens, Some(costs)) => {
             (of(costs.uncached.0 >= settings.uncached_tokens_min), Reason::UncachedTokens)
         }
-        (Decider::Cost, Some(costs)) => (of(costs.remote_s < costs.local_s * (1.0 - HYSTERESIS)), Reason::Cost),
+        (Decider::Cost, Some(costs)) => {
+            (of(costs.remote.sum() < costs.local.sum() - HYSTERESIS * costs.local.first_s), Reason::Cost)
+        }
     }
 }
 
@@ -80,12 +117,14 @@ mod tests {
 
     #[test]
     fn each_decider_has_its_rule() {
-        let costs = |local_s, remote_s, uncached| Costs { local_s, remote_s, uncached: Tokens(uncached) };
+        let way = |seconds| Way { first_s: seconds / 2.0, rest_s: seconds / 2.0 };
+        let costs =
+            |local, remote, uncached| Costs { local: way(local), remote: way(remote), uncached: Tokens(uncached) };
         let of = |decider, costs: Option<Costs>| {
             weigh(&Settings { decider, uncached_tokens_min: 100, ..Settings::default() }, None, costs.as_ref())
         };
         assert_eq!(of(Decider::Cost, Some(costs(2.0, 1.0, 9))), (Choice::Remote, Reason::Cost));
-        assert_eq!(of(Decider::Cost, Some(costs(2.0, 1.95, 9))), (Choice::Local, Reason::Cost));
+        assert_eq!(of(Decider::Cost, Some(costs(2.0, 1.96, 9))), (Choice::Local, Reason::Cost));
         assert_eq!(of(Decider::Cost, None), (Choice::Local, Reason::NoPair));
         assert_eq!(of(Decider::Always, Some(costs(1.0, 9.0, 9))), (Choice::Remote, Reason::Always));
         assert_eq!(of(Decider::Never, Some(costs(9.0, 1.0, 999))), (Choice::Local, Reason::Never));

@@ -23,6 +23,10 @@ pub enum Obstacle {
     Stored,
     /// One token is asked for: nothing is left to decode.
     OneToken,
+    /// It must go to a certain pod.
+    Pinned,
+    /// The gate is in safe mode.
+    SafeMode,
 }
 
 impl Obstacle {
@@ -38,6 +42,8 @@ impl Obstacle {
             Self::BeamSearch => "beam_search",
             Self::Stored => "stored",
             Self::OneToken => "one_token",
+            Self::Pinned => "pinned",
+            Self::SafeMode => "safe_mode",
         }
     }
 }

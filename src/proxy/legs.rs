@@ -45,8 +45,8 @@ pub(super) struct Fed {
     said: Option<Check>,
     /// What the prefill pod said when it was asked.
     looked: Option<Looked>,
-    /// The prefill pod's room until the decoder has the blocks.
-    lien: Option<Lien>,
+    /// The prefill pod's room and link until the decoder has the blocks.
+    held: Option<(Lien, Busy)>,
 }
 
 /// What a prefill pod says of leases since one began there.
@@ -270,8 +270,8 @@ impl Exchange {
             self.let_run_out(Some(ready), "too_old");
             return Ok(act);
         }
-        let busy = self.sending(facts, &mut trial, ready, sent);
-        let prefiller = busy.1;
+        let prefiller = ready.prefiller.id;
+        self.sending(facts, &mut trial, ready, sent);
         (self.note.pod, self.note.hit) = (Some(pod), course.decode.hit);
         let was_pooled = conn.reused;
         let asked = match self.ask(&mut conn, &head, &body, alarm.as_mut()).await? {
@@ -284,7 +284,6 @@ impl Exchange {
             }
             Err(failed) => Tried::Failed(failed),
         };
-        drop(busy);
         match asked {
             Tried::Done(usage, outcome) => {
                 if outcome == Outcome::Broken {
@@ -317,7 +316,7 @@ impl Exchange {
     }
 
     /// The lease is about to be used.
-    fn sending(&mut self, facts: &Facts, trial: &mut Trial<'_>, ready: Handed, sent: Mono) -> Busy {
+    fn sending(&mut self, facts: &Facts, trial: &mut Trial<'_>, ready: Handed, sent: Mono) {
         self.gate.metrics.disagg_leases.inc("used");
         self.in_flight.model().legs.lease_age.observe(ready.lease.age(sent));
         let Handed { lease, proof, expired_before, prefiller, tokens, lien, .. } = ready;
@@ -332,12 +331,11 @@ impl Exchange {
             sent,
             said: None,
             looked: None,
-            lien: Some(lien),
+            held: Some((lien, busy)),
         }));
         self.note.attempts += 1;
         self.in_flight.model().attempt();
         self.at(Phase::Dispatch);
-        busy
     }
 
     /// What a failed decode means for the life of the request.
@@ -456,7 +454,8 @@ impl Exchange {
     pub(super) fn handed_over(&self, trial: &mut Trial<'_>, is_success: bool, is_stream: bool) {
         let pod = Arc::clone(trial.booked_on());
         let Some(fed) = &mut trial.fed else { return };
-        fed.lien = None;
+        // Its own transfer counts until it was learnt from.
+        let _held = fed.held.take();
         if !is_success {
             return;
         }

@@ -15,7 +15,7 @@ use super::intake::Facts;
 use super::reply::Fault;
 use super::shown::{Shown, Split};
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::disagg::{self, Costs, Lease, Settings};
+use crate::disagg::{self, Around, Obstacle, Plan, Settings};
 use crate::observe::Stage;
 use crate::pods::{Fleet, Leave, Marks, Pod, Work};
 use crate::prefix::{BLOCK_BYTES, Fingerprint, Hits};
@@ -131,12 +131,7 @@ struct Planner<'a> {
     weighs: bool,
 }
 
-/// A decision, what it costs by the ranking, and what explains it.
-struct Placed {
-    decision: Decision,
-    cost_s: Option<f64>,
-    source: Shown,
-}
+type Placed = disagg::Placed<Shown>;
 
 impl Planner<'_> {
     /// Places one part. `excluded` are pods it may not go to.
@@ -147,10 +142,10 @@ impl Planner<'_> {
         DESK.with_borrow_mut(|desk| {
             let decision = plan(self.gate, self.profile, &query, &mut self.rng, self.detail, desk);
             let chosen = decision.chosen.filter(|_| self.weighs);
-            let cost_s = chosen.and_then(|pod| desk.cost(self.profile, &query, pod));
+            let terms = chosen.and_then(|pod| desk.terms(self.profile, &query, pod));
             let when = (crate::runtime::unix_ms(), self.attempt);
-            let source = Shown::keep(when, &query, desk, before, Arc::clone(self.profile), decision.clone());
-            Placed { decision, cost_s, source }
+            let kept = Shown::keep(when, &query, desk, before, Arc::clone(self.profile), decision.clone());
+            Placed { decision, terms, kept }
         })
     }
 
@@ -175,51 +170,29 @@ impl Planner<'_> {
         })
     }
 
-    /// The best pair whose pods get along, if there is one; with its cost.
-    fn pair(&mut self, settings: &Settings, avoid: &Avoid<'_>) -> Option<(Pair, Placed, f64)> {
-        let prefill = self.place(Step::Prefill, Handover::default(), avoid.prefillers);
-        let likely = prefill.decision.chosen?;
-        let (gate, now) = (self.gate, self.query.now);
-        let usual = self.usual(likely);
-        let decode = self.place(Step::Decode, usual, avoid.pods);
-        decode.decision.chosen?;
-        let all = |decision: &Decision| -> Vec<PodId> {
-            decision.chosen.into_iter().chain(decision.alternatives.iter()).collect()
-        };
-        let (prefillers, decoders) = (all(&prefill.decision), all(&decode.decision));
-        let pairs = prefillers.iter().flat_map(|one| decoders.iter().map(move |other| (*one, *other)));
-        let mut good = pairs.filter(|(one, other)| self.gets_along(settings, *one, *other));
-        let (prefiller, decoder) = good.next()?;
-        let extra_s = gate.pairs.wire(prefiller, decoder, now).setup_s - usual.setup_s;
-        let cost_s = prefill.cost_s.unwrap_or(0.0) + decode.cost_s.unwrap_or(0.0) + extra_s.max(0.0);
+    /// What a plan of two pods looks at.
+    fn around<'a>(&'a self, settings: &'a Settings) -> Around<'a> {
+        Around { fleet: self.query.fleet, pairs: &self.gate.pairs, settings, now: self.query.now }
+    }
+
+    /// One pod or two.
+    fn plan(&mut self, settings: &Settings, obstacle: Option<Obstacle>, avoid: &Avoid<'_>) -> Plan<Shown> {
+        self.weighs = true;
+        let query = self.query;
+        let around = Around { fleet: query.fleet, pairs: &self.gate.pairs, settings, now: query.now };
+        let uncached = |pod| query.request.prompt_tokens.less(query.hits.depth(pod));
+        around.plan(obstacle, uncached, |step, handover| {
+            self.place(step, handover, if step == Step::Prefill { avoid.prefillers } else { avoid.pods })
+        })
+    }
+
+    /// The pods of a pair, to be asked.
+    fn chosen(&self, pair: &disagg::Pair<Shown>) -> Result<Pair, Fault> {
         let with = |decision: &Decision, pod| Decision { chosen: Some(pod), ..decision.clone() };
-        let pair = Pair {
-            prefill: self.choice(&with(&prefill.decision, prefiller), Part::Prefill).ok()?,
-            decode: self.choice(&with(&decode.decision, decoder), Part::Decode).ok()?,
-        };
-        Some((pair, decode, cost_s))
-    }
-
-    /// What handing over from a prefiller takes with a decoder of which nothing is known.
-    fn usual(&self, prefiller: PodId) -> Handover {
-        let wire = self.gate.pairs.wire(prefiller, prefiller, self.query.now);
-        Handover { setup_s: wire.setup_s, token_s: wire.token_s }
-    }
-
-    /// Whether two pods can hand over now: not one and the same, not suspected, labelled alike, and a lease lasts long enough for them.
-    fn gets_along(&self, settings: &Settings, prefiller: PodId, decoder: PodId) -> bool {
-        let (fleet, now) = (self.query.fleet, self.query.now);
-        let Some((one, other)) = fleet.find(prefiller).zip(fleet.find(decoder)) else { return false };
-        let is_alike = |label: &String| one.spec.labels.get(label) == other.spec.labels.get(label);
-        let timing = self.gate.pairs.timing(prefiller, decoder);
-        let wire = self.gate.pairs.wire(prefiller, decoder, now);
-        // Who waits for a first contact waits long; it is being made.
-        let has_met = wire.is_wired || !settings.prewarm;
-        prefiller != decoder
-            && has_met
-            && !wire.is_suspect
-            && settings.pair_labels.iter().all(is_alike)
-            && Lease::new(now, settings.lease()).is_good(now, &timing)
+        Ok(Pair {
+            prefill: self.choice(&with(&pair.prefill.decision, pair.prefiller), Part::Prefill)?,
+            decode: self.choice(&with(&pair.decode.decision, pair.decoder), Part::Decode)?,
+        })
     }
 }
 
@@ -237,9 +210,9 @@ impl Exchange {
     pub(super) fn choose_decoder(&mut self, facts: &Facts, prefiller: PodId, tried: &[PodId]) -> Option<Choice> {
         let rules = Arc::clone(&self.rules);
         self.plan_with(facts, |planner| {
-            let placed = planner.place(Step::Decode, planner.usual(prefiller), tried);
+            let placed = planner.place(Step::Decode, planner.around(&rules.disagg).usual(prefiller), tried);
             let choice = planner.choice(&placed.decision, Part::Decode).ok();
-            let choice = choice.filter(|choice| planner.gets_along(&rules.disagg, prefiller, choice.pod.id));
+            let choice = choice.filter(|choice| planner.around(&rules.disagg).gets_along(prefiller, choice.pod.id));
             (choice, placed, None)
         })
     }
@@ -248,31 +221,21 @@ impl Exchange {
     pub(super) fn choose_legs(&mut self, facts: &Facts, avoid: &Avoid<'_>) -> Result<Planned, Fault> {
         let rules = Arc::clone(&self.rules);
         let settings = &rules.disagg;
-        let is_pinned = facts.pinned.is_some() || self.gate.safe_mode.load(Relaxed);
+        let pinned = facts.pinned.map(|_| Obstacle::Pinned);
+        let is_safe_mode = self.gate.safe_mode.load(Relaxed);
+        let obstacle = facts.obstacle.or(pinned).or(is_safe_mode.then_some(Obstacle::SafeMode));
         let (planned, reason) = self.plan_with(facts, |planner| {
-            planner.weighs = true;
-            let local = planner.place(Step::Whole, Handover::default(), avoid.pods);
-            let may_split = facts.obstacle.is_none() && !is_pinned && settings.decider != disagg::Decider::Never;
-            let pair = may_split.then(|| planner.pair(settings, avoid)).flatten();
-            let costs = pair.as_ref().map(|(_, _, remote_s)| Costs {
-                local_s: local.cost_s.unwrap_or(f64::INFINITY),
-                remote_s: *remote_s,
-                uncached: local.decision.chosen.map_or(Tokens(u64::MAX), |pod| {
-                    planner.query.request.prompt_tokens.less(planner.query.hits.depth(pod))
-                }),
-            });
-            let (choice, reason) = disagg::weigh(settings, facts.obstacle, costs.as_ref());
-            let split = Split::new(
-                costs.as_ref(),
-                choice,
-                reason,
-                pair.as_ref().map(|(pair, ..)| (pair.prefill.pod.id, pair.decode.pod.id)),
-            );
-            if let (disagg::Choice::Remote, Some((pair, placed, _))) = (choice, pair) {
-                return ((Ok(Planned::Two(Box::new(pair))), (choice, reason)), placed, Some(split));
+            let plan = planner.plan(settings, obstacle, avoid);
+            let pods = plan.pair.as_ref().map(|pair| (pair.prefiller, pair.decoder));
+            let split = Split::new(plan.costs.as_ref(), plan.choice, plan.reason, pods);
+            if let (disagg::Choice::Remote, Some(pair)) = (plan.choice, plan.pair)
+                && let Ok(chosen) = planner.chosen(&pair)
+            {
+                let two = Ok(Planned::Two(Box::new(chosen)));
+                return ((two, (disagg::Choice::Remote, plan.reason)), pair.decode, Some(split));
             }
-            let one = planner.choice(&local.decision, Part::Whole).map(Planned::One);
-            ((one, (disagg::Choice::Local, reason)), local, Some(split))
+            let one = planner.choice(&plan.local.decision, Part::Whole).map(Planned::One);
+            ((one, (disagg::Choice::Local, plan.reason)), plan.local, Some(split))
         });
         match reason {
             (disagg::Choice::Remote, reason) => self.gate.metrics.disagg_remote.inc(reason.as_str()),
@@ -335,7 +298,7 @@ impl Exchange {
             marks: marks.clone(),
             weighs: false,
         };
-        let (result, Placed { decision, source, .. }, split) = decide(&mut planner);
+        let (result, Placed { decision, kept, .. }, split) = decide(&mut planner);
         self.rng = planner.rng;
         HITS.set(hits);
         let ended = now();
@@ -347,7 +310,7 @@ impl Exchange {
         if is_shown {
             self.shown = shown(&decision, split.as_ref());
         }
-        self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(source.with(split)));
+        self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(kept.with(split)));
         result
     }
 

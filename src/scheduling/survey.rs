@@ -6,7 +6,7 @@
 //! pinned one. Rules about the whole fleet are told who was left out. Any other profile sees all pods.
 use super::decide::{Scratch, decide};
 use super::decision::{Decision, Detail};
-use super::marginal::{Ask, Rates, Sums, means_of};
+use super::marginal::{Ask, Rates, Sums, Terms, means_of};
 use super::peers::Guesses;
 use super::profile::Profile;
 use super::request::{Context, LeftOut, Means, Request, Step};
@@ -87,13 +87,13 @@ impl Desk {
         &self.views
     }
 
-    /// The marginal cost of a pod of the last survey, whatever the profile goes by \[seconds\]; `None` if it is not among them.
-    pub fn cost(&self, profile: &Profile, query: &Query<'_>, pod: PodId) -> Option<f64> {
+    /// The marginal cost of a pod of the last survey, whatever the profile goes by; `None` if it is not among them.
+    pub fn terms(&self, profile: &Profile, query: &Query<'_>, pod: PodId) -> Option<Terms> {
         let cx = self.context(query);
         let view = cx.pods.iter().find(|view| view.id == pod)?;
         let means = cx.means.unwrap_or_else(|| means_of(cx.pods.iter()));
         let usual = super::scorers::marginal_cost::Settings::default().rates();
-        Some(Ask::of(query.request, profile.marginal().unwrap_or(&usual), &means).cost(view, query.now))
+        Some(Ask::of(query.request, profile.marginal().unwrap_or(&usual), &means).terms(view, query.now))
     }
 
     /// The views of the last survey as the whole context of a decision.

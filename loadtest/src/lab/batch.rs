@@ -59,7 +59,10 @@ impl Batch {
         let (mut cells, mut names, mut inline) = (Vec::new(), args.policies.clone(), Vec::new());
         let mut baselines: Vec<String> = Vec::new();
         for path in &args.suite {
-            let suite = Suite::read(path)?;
+            let mut suite = Suite::read(path)?;
+            if !args.loads.is_empty() {
+                suite.cells = suite.at_loads(&args.loads);
+            }
             if args.policies.is_empty() && args.policy.is_empty() {
                 baselines.extend(suite.baselines);
             }

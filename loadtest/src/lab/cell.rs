@@ -1,5 +1,6 @@
 //! Cells: one workload on one fleet, as `conf/lab/*.yaml` lists them. Everything has a default but name and workload; unknown
 //! fields are refused. Defaults of the engine are Qwen3-32B on two H100.
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::sim::engine::{EngineSettings, StepCost};
 
 use super::inputs::Workload;
+use super::record::{End, Record};
 
 /// A frozen list of cells.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -20,7 +22,10 @@ pub(crate) struct Suite {
     pub(crate) baselines: Vec<String>,
     /// Further policies, by name, each a profile: a grid of settings, say. They are run besides those that were asked for.
     #[serde(default)]
-    pub(crate) policies: std::collections::BTreeMap<String, serde_json::Value>,
+    pub(crate) policies: BTreeMap<String, serde_json::Value>,
+    /// Each cell is run at these multiples of its load, each a cell of its own; empty: as it is.
+    #[serde(default)]
+    pub(crate) loads: Vec<f64>,
     /// The cells.
     #[serde(default)]
     pub(crate) cells: Vec<Cell>,
@@ -39,6 +44,12 @@ pub(crate) struct Cell {
     /// What clients ask for.
     #[serde(default)]
     pub(crate) clients: Clients,
+    /// What clients were promised: bounds of goodput.
+    #[serde(default)]
+    pub(crate) slo: Slo,
+    /// The same runs judged by other promises too, by name.
+    #[serde(default)]
+    pub(crate) slos: BTreeMap<String, Slo>,
     /// A pod that restarts, if any.
     #[serde(default)]
     pub(crate) restart: Option<Restart>,
@@ -81,6 +92,12 @@ pub(crate) struct Fleet {
     pub(crate) speeds: Vec<f64>,
     /// Share of `kv_tokens` that the pods have, in turn. Empty is 1 for all.
     pub(crate) kv_shares: Vec<f64>,
+    /// So many endpoints, the first of them, prefill only, and the others decode; 0: all do both.
+    pub(crate) prefill_pods: u32,
+    /// Fixed part of handing KV over to another pod \[ms\].
+    pub(crate) handover_ms: f64,
+    /// Part per token of it \[µs\]; handovers out of one pod follow each other.
+    pub(crate) handover_token_us: f64,
 }
 
 impl Default for Fleet {
@@ -99,7 +116,28 @@ impl Default for Fleet {
             attention_us: 0.002_1,
             speeds: Vec::new(),
             kv_shares: Vec::new(),
+            prefill_pods: 0,
+            handover_ms: 26.0,
+            handover_token_us: 4.25,
         }
+    }
+}
+
+/// Bounds that make a request a good one.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Slo {
+    /// Part of the bound of the time to first token that is the same for all \[s\].
+    pub(crate) ttft_s: f64,
+    /// So many isolated prefills come on top.
+    pub(crate) ttft_prefills: f64,
+    /// Bound of a request's mean time between tokens \[s\].
+    pub(crate) itl_s: f64,
+}
+
+impl Default for Slo {
+    fn default() -> Self {
+        Self { ttft_s: 2.0, ttft_prefills: 2.0, itl_s: 0.060 }
     }
 }
 
@@ -153,6 +191,16 @@ pub(crate) struct Restart {
     pub(crate) at_s: f64,
 }
 
+impl Cell {
+    /// Did a request get what `slo` promises?
+    pub(crate) fn is_good(&self, slo: &Slo, record: &Record) -> bool {
+        let most = slo.ttft_s + slo.ttft_prefills * self.fleet.isolated_prefill_s(record.prompt_tokens);
+        record.end == End::Good
+            && record.ttft_s().is_some_and(|ttft| ttft <= most)
+            && record.itl_s().is_none_or(|itl| itl <= slo.itl_s)
+    }
+}
+
 impl Fleet {
     /// Settings of the engines of endpoint `pod`.
     pub(crate) fn engine(&self, pod: u32) -> EngineSettings {
@@ -185,11 +233,25 @@ impl Fleet {
 }
 
 impl Suite {
+    /// The cells at these multiples of their load; as they are without any.
+    pub(crate) fn at_loads(&self, loads: &[f64]) -> Vec<Cell> {
+        if loads.is_empty() {
+            return self.cells.clone();
+        }
+        let at = |cell: &Cell, load: f64| Cell {
+            name: format!("{}@{load}", cell.name),
+            workload: cell.workload.times(load),
+            ..cell.clone()
+        };
+        self.cells.iter().flat_map(|cell| loads.iter().map(move |load| at(cell, *load))).collect()
+    }
+
     /// Reads a file of cells.
     pub(crate) fn read(path: &Path) -> io::Result<Self> {
         let named = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
-        let suite: Self = serde_yaml::from_str(&text).map_err(|error| named(error.to_string()))?;
+        let mut suite: Self = serde_yaml::from_str(&text).map_err(|error| named(error.to_string()))?;
+        suite.cells = suite.at_loads(&suite.loads);
         let mut names: Vec<&str> = suite.cells.iter().map(|cell| cell.name.as_str()).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair.first() == pair.get(1)) {

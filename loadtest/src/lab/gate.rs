@@ -8,13 +8,18 @@ use std::sync::Arc;
 
 use tidegate::api::{Anatomy, Api};
 use tidegate::base::{Mono, PodId, Rng, Tokens};
+use tidegate::disagg::{self, Around, Pairs, Placed};
 use tidegate::pods::{
-    Attempt, Facts, Leave, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
+    Attempt, Facts, Fleet, Leave, Lien, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
 };
 use tidegate::prefix::{BLOCK_BYTES, Claim, Extension, Fingerprint, Hits, Index, Limits, Seed};
-use tidegate::scheduling::{Desk, Detail, Guesses, Latency, Meter, Mode, Peers, Profile, Query, Request, place};
+use tidegate::scheduling::{
+    Decision, Desk, Detail, Guesses, Handover, Latency, Meter, Mode, Peers, Profile, Query, Request, Step, place,
+};
 use tidegate::sim::engine::Stats;
 
+use super::cell;
+use super::policies::Policy;
 use super::script::Class;
 
 /// The only model of the lab.
@@ -48,10 +53,27 @@ impl Asked {
     }
 }
 
-/// Where a request goes.
+/// Which part of a request a pod does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Whole,
+    Prefill,
+    Decode,
+}
+
+/// How a request goes.
+pub(crate) enum Planned {
+    /// On one pod.
+    One(Choice),
+    /// Prefill on the first, decode on the second.
+    Two(Choice, Choice),
+}
+
+/// Where a part of a request goes.
 pub(crate) struct Choice {
     /// Position of the pod in the fleet.
     pub(crate) at: usize,
+    part: Part,
     leave: Leave,
     prompt: Tokens,
     /// Tokens of the prompt that the gate believes to be cached there.
@@ -75,6 +97,32 @@ pub(crate) struct Trial {
     booked: Reservation,
     claim: Claim,
     is_confirmed: bool,
+    is_streamed: bool,
+    part: Part,
+    /// For a decode: whose KV it reads, and since when.
+    fed: Option<Fed>,
+}
+
+/// KV on its way to a decoder.
+struct Fed {
+    pairs: Arc<Pairs>,
+    prefiller: PodId,
+    tokens: Tokens,
+    sent: Mono,
+    _room: Lien,
+}
+
+impl Drop for Fed {
+    fn drop(&mut self) {
+        self.pairs.busy(self.prefiller, false);
+    }
+}
+
+/// A prefill that is done: its pod keeps the KV.
+pub(crate) struct Handed {
+    prefiller: PodId,
+    tokens: Tokens,
+    room: Lien,
 }
 
 /// What a pod tells of a request at its end.
@@ -91,6 +139,12 @@ pub(crate) struct Told {
 impl Trial {
     /// The first data came.
     pub(crate) fn answered(&mut self, now: Mono) {
+        if let Some(fed) = self.fed.take() {
+            let (load, step) = (self.pod.load.now(), self.pod.load.step.get());
+            let first_step = step.decode(f64::from(load.requests), load.context_tokens.0 as f64);
+            let seen = self.is_streamed.then(|| (now.since(fed.sent), load.wait_s + first_step));
+            fed.pairs.handed_over(fed.prefiller, self.pod.id, fed.tokens, seen);
+        }
         self.booked.first_token(now);
         self.meter.first_token(now, &self.pod, 0);
         if let Some(health) = &mut self.health {
@@ -116,14 +170,15 @@ impl Trial {
         answer: impl FnOnce() -> Vec<u8>,
     ) {
         if let Some(told) = told {
-            let cached = told.cached.map(Tokens);
+            let cached = told.cached.map(Tokens).filter(|_| self.part != Part::Decode);
             self.index.learn(&self.prompt, self.claim, Tokens(told.prompt), cached);
             if let Some(cached) = cached {
                 self.peers.learn(&self.guesses, self.pod.id, self.known, cached);
             }
         }
-        self.latency.learn(&self.pod, &self.meter, MODEL, told.map(|told| Tokens(told.completion)));
-        if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt) {
+        let generated = told.filter(|_| self.part != Part::Prefill).map(|told| Tokens(told.completion));
+        self.latency.learn(&self.pod, &self.meter, MODEL, generated);
+        if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt).filter(|_| self.part != Part::Prefill) {
             let text = String::from_utf8_lossy(&answer()).into_owned();
             let reasoning = if has_reasoning { "…" } else { "" };
             let message = serde_json::json!({"role": "assistant", "reasoning": reasoning, "content": text});
@@ -136,6 +191,14 @@ impl Trial {
         }
         self.booked.served();
         self.over(now, Outcome::Good);
+    }
+
+    /// A prefill ended well: what the decode needs to know of it.
+    pub(crate) fn handed(self, now: Mono, told: Told) -> Handed {
+        let (prefiller, tokens) = (self.pod.id, Tokens(told.prompt));
+        let room = Lien::new(Arc::clone(&self.pod), tokens);
+        self.settled(now, Some(told), false, Vec::new);
+        Handed { prefiller, tokens, room }
     }
 
     /// Tells the pod's health how it went.
@@ -162,6 +225,8 @@ pub(crate) struct Replica {
     peers: Arc<Peers>,
     refreshed: Mono,
     profile: Arc<Profile>,
+    disagg: disagg::Settings,
+    pairs: Arc<Pairs>,
     hits: Hits,
     desk: Desk,
     rng: Rng,
@@ -170,11 +235,23 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A gate in front of `pods` endpoints with `ranks` each, that has scraped their facts.
-    pub(crate) fn new(profile: Arc<Profile>, pods: u32, ranks: u32, seed: u64) -> Self {
+    /// A gate with this policy in front of a fleet, that has scraped its facts and has brought its pods together.
+    pub(crate) fn new(policy: &Policy, fleet: &cell::Fleet, seed: u64) -> Self {
         let table = Table::default();
-        let specs = (0..pods).flat_map(|pod| (0..ranks).map(move |rank| spec(pod, (ranks > 1).then_some(rank))));
+        let ranks = fleet.ranks.max(1);
+        let role = |pod| match fleet.prefill_pods {
+            0 => Role::Both,
+            most if pod < most => Role::Prefill,
+            _ => Role::Decode,
+        };
+        let specs = (0..fleet.pods)
+            .flat_map(|pod| (0..ranks).map(move |rank| spec(pod, (ranks > 1).then_some(rank), role(pod))));
         table.set(specs.collect());
+        let pairs = Pairs::default();
+        let all = table.fleet();
+        for (one, other) in all.pods.iter().flat_map(|one| all.pods.iter().map(move |other| (one.id, other.id))) {
+            pairs.handed_over(one, other, Tokens(0), None);
+        }
         let limits = Limits { bytes_max: INDEX_BYTES_MAX, ..Limits::default() };
         Self {
             table,
@@ -182,7 +259,9 @@ impl Replica {
             latency: Arc::default(),
             peers: Arc::default(),
             refreshed: Mono::ZERO,
-            profile,
+            profile: Arc::clone(&policy.profile),
+            disagg: policy.disagg.clone(),
+            pairs: Arc::new(pairs),
             hits: Hits::default(),
             desk: Desk::default(),
             rng: Rng::new(seed),
@@ -211,8 +290,8 @@ impl Replica {
         self.turn = Some(0);
     }
 
-    /// Chooses a pod among those not tried.
-    pub(crate) fn choose(&mut self, now: Mono, asked: &Asked, tried: &[PodId]) -> Option<Choice> {
+    /// Chooses among pods not tried.
+    pub(crate) fn choose(&mut self, now: Mono, asked: &Asked, tried: &[PodId]) -> Option<Planned> {
         let fleet = self.table.fleet();
         if now.0 >= self.refreshed.0 + REFRESH_US {
             self.latency.refresh(&fleet);
@@ -220,24 +299,10 @@ impl Replica {
             self.refreshed = now;
         }
         self.index.lookup_into(&asked.prompt, &mut self.hits);
-        let (hits, prompt) = (&self.hits, self.hits.prompt_tokens);
-        let is_cold = hits.is_empty();
-        if let Some(turn) = &mut self.turn {
-            let pods = fleet.pods.len().max(1);
-            let at = (0..pods).map(|step| (*turn + step) % pods);
-            let at = at.into_iter().find(|at| fleet.pods.get(*at).is_some_and(|pod| !tried.contains(&pod.id)))?;
-            *turn = at + 1;
-            let hit = fleet.pods.get(at).map_or(Tokens(0), |pod| hits.depth(pod.id));
-            return Some(Choice {
-                at,
-                leave: Leave::Granted,
-                prompt,
-                hit,
-                is_cold,
-                marks: None,
-                guesses: Guesses::default(),
-            });
+        if self.turn.is_some() {
+            return self.in_turn(&fleet, tried).map(Planned::One);
         }
+        let (hits, prompt) = (&self.hits, self.hits.prompt_tokens);
         let request = Request {
             urgency: asked.urgency,
             expected_tokens: self.latency.expected(MODEL),
@@ -249,26 +314,80 @@ impl Replica {
         let marks = marks(&asked.prompt, prompt);
         let guesses = self.peers.guess(&asked.prompt, prompt, &fleet, MODEL);
         let query = Query { fleet: &fleet, request: &request, hits, guesses, marks: marks.as_ref(), rank: None, now };
-        let decision = place(&self.profile, &query, &mut self.rng, Detail::Off, &mut self.desk);
-        let chosen = decision.chosen?;
-        let at = fleet.pods.iter().position(|pod| pod.id == chosen)?;
-        let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-        Some(Choice { at, leave, prompt, hit: hits.depth(chosen), is_cold, marks, guesses })
+        let (profile, rng, desk) = (&self.profile, &mut self.rng, &mut self.desk);
+        let mut place = |step, handover| {
+            let request = Request { step, handover, ..request };
+            let query = Query { request: &request, ..query };
+            let decision = place(profile, &query, rng, Detail::Off, desk);
+            let terms = decision.chosen.and_then(|pod| desk.terms(profile, &query, pod));
+            Placed { decision, terms, kept: () }
+        };
+        let chosen = |part, decision: &Decision, id: Option<PodId>| {
+            let id = id?;
+            let at = fleet.pods.iter().position(|pod| pod.id == id)?;
+            let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
+            let (is_cold, marks) = (hits.is_empty(), marks.clone());
+            Some(Choice { at, part, leave, prompt, hit: hits.depth(id), is_cold, marks, guesses })
+        };
+        if !fleet.has_prefill {
+            let placed = place(Step::Whole, Handover::default());
+            return chosen(Part::Whole, &placed.decision, placed.decision.chosen).map(Planned::One);
+        }
+        let around = Around { fleet: &fleet, pairs: &self.pairs, settings: &self.disagg, now };
+        let plan = around.plan(None, |pod| prompt.less(hits.depth(pod)), place);
+        if let (disagg::Choice::Remote, Some(pair)) = (plan.choice, &plan.pair) {
+            let prefill = chosen(Part::Prefill, &pair.prefill.decision, Some(pair.prefiller))?;
+            return Some(Planned::Two(prefill, chosen(Part::Decode, &pair.decode.decision, Some(pair.decoder))?));
+        }
+        chosen(Part::Whole, &plan.local.decision, plan.local.decision.chosen).map(Planned::One)
+    }
+
+    /// The next pod in turn.
+    fn in_turn(&mut self, fleet: &Fleet, tried: &[PodId]) -> Option<Choice> {
+        let turn = self.turn.as_mut()?;
+        let pods = fleet.pods.len().max(1);
+        let at = (0..pods).map(|step| (*turn + step) % pods);
+        let at = at.into_iter().find(|at| fleet.pods.get(*at).is_some_and(|pod| !tried.contains(&pod.id)))?;
+        *turn = at + 1;
+        Some(Choice {
+            at,
+            part: Part::Whole,
+            leave: Leave::Granted,
+            prompt: self.hits.prompt_tokens,
+            hit: fleet.pods.get(at).map_or(Tokens(0), |pod| self.hits.depth(pod.id)),
+            is_cold: self.hits.is_empty(),
+            marks: None,
+            guesses: Guesses::default(),
+        })
+    }
+
+    /// Keeps room for a decode whose prefill is under way.
+    pub(crate) fn room(&self, choice: &Choice) -> Option<Lien> {
+        Some(Lien::new(self.pod(choice.at)?, choice.prompt))
+    }
+
+    /// Books the decode of what was handed over.
+    pub(crate) fn decode(&self, now: Mono, asked: &Asked, choice: &Choice, handed: Handed) -> Option<Trial> {
+        let mut trial = self.begin(now, asked, choice)?;
+        let Handed { prefiller, tokens, room } = handed;
+        self.pairs.busy(prefiller, true);
+        trial.fed = Some(Fed { pairs: Arc::clone(&self.pairs), prefiller, tokens, sent: now, _room: room });
+        Some(trial)
     }
 
     /// Books an attempt; `None` if the pod is out by now.
     pub(crate) fn begin(&self, now: Mono, asked: &Asked, choice: &Choice) -> Option<Trial> {
         let pod = self.pod(choice.at)?;
         let health = Attempt::begin(&pod, now, choice.leave)?;
+        let uncached = match choice.part {
+            Part::Decode => Tokens(0),
+            Part::Whole | Part::Prefill => choice.prompt.less(choice.hit + choice.guesses.expected(pod.id, choice.hit)),
+        };
         let work = Work {
-            is_stream: asked.is_stream,
+            is_stream: asked.is_stream || choice.part == Part::Prefill,
             is_cold: choice.is_cold,
             marks: choice.marks.as_ref(),
-            ..Work::new(
-                now,
-                choice.prompt,
-                choice.prompt.less(choice.hit + choice.guesses.expected(pod.id, choice.hit)),
-            )
+            ..Work::new(now, choice.prompt, uncached)
         };
         self.index.set_pinned(pod.id, pod.load.now().generated_tokens);
         Some(Trial {
@@ -278,12 +397,15 @@ impl Replica {
             guesses: choice.guesses,
             known: choice.hit,
             prompt: Arc::clone(&asked.prompt),
-            meter: Meter::new(&pod, &work, true),
+            meter: Meter::new(&pod, &work, choice.part != Part::Decode),
             health: Some(health),
             booked: Reservation::dispatch(Arc::clone(&pod), &work),
             claim: self.index.claim(&asked.prompt, pod.id),
             pod,
             is_confirmed: false,
+            is_streamed: asked.is_stream,
+            part: choice.part,
+            fed: None,
         })
     }
 
@@ -341,7 +463,7 @@ fn marks(prompt: &Fingerprint, tokens: Tokens) -> Option<Marks> {
     Some(Marks::of(&chain.blocks, tokens.0 as f64 * BLOCK_BYTES as f64 / chain.bytes.max(1) as f64))
 }
 
-fn spec(pod: u32, rank: Option<u32>) -> PodSpec {
+fn spec(pod: u32, rank: Option<u32>, role: Role) -> PodSpec {
     let addr = std::net::SocketAddr::from(([10, 0, (pod >> 8) as u8, pod as u8], 8_000));
-    PodSpec { addr, authority: addr.to_string().into(), rank, role: Role::Both, labels: BTreeMap::new() }
+    PodSpec { addr, authority: addr.to_string().into(), rank, role, labels: BTreeMap::new() }
 }

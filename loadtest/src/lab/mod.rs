@@ -8,7 +8,8 @@
 //! oracle    what one pooled cache could have hit           summary  a log in figures
 //! policies  profiles by name                               batch    many runs on some threads
 //! regret    how far from the best of each cell             paired   one cell against another, seed by seed
-//! sockets  the same cell over sockets                    report, plot   text, SVG
+//! peaks     loads that serve most good requests        report, plot   text, SVG
+//! sockets   the same cell over sockets
 //! ```
 //! The same cell, seed and profile give the same bytes of JSON. Gates see bytes only; engines count tokens.
 mod batch;
@@ -17,6 +18,7 @@ mod gate;
 mod inputs;
 mod oracle;
 mod paired;
+mod peaks;
 mod plot;
 mod pods;
 mod policies;
@@ -52,6 +54,8 @@ enum Command {
     Regret(RegretArgs),
     /// Each cell against another one of the same results, seed by seed, within each policy
     Paired(PairedArgs),
+    /// The load at which each cell serves most good requests per second, over results at several loads
+    Peaks(PeaksArgs),
     /// The same cell in the lab and over sockets: a real gate before simulated pods, whose hit counters must agree
     Sockets(sockets::SocketArgs),
 }
@@ -86,6 +90,9 @@ pub(crate) struct RunArgs {
     /// Change a setting of all cells, e.g. fleet.pods=16 or gate.count=4
     #[arg(long, value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Run each cell at these multiples of its load, e.g. 0.7,0.9,1
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) loads: Vec<f64>,
     /// Runs at the same time
     #[arg(long, default_value_t = 2)]
     pub(crate) threads: usize,
@@ -117,6 +124,13 @@ struct PairedArgs {
     base: String,
 }
 
+#[derive(ClapArgs)]
+struct PeaksArgs {
+    /// Results of `run --loads`, as written with --json
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
 /// Runs a command of the lab.
 pub(crate) fn run(args: Args, report: &mut Report) -> io::Result<()> {
     match args.command {
@@ -141,6 +155,10 @@ pub(crate) fn run(args: Args, report: &mut Report) -> io::Result<()> {
         Command::Paired(args) => {
             let outcome = batch::Outcome::read(&args.files)?;
             paired::show(&outcome, &args.base, report)
+        }
+        Command::Peaks(args) => {
+            peaks::show(&batch::Outcome::read(&args.files)?, report);
+            Ok(())
         }
         Command::Sockets(args) => sockets::run(&args, report),
     }

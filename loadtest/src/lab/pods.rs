@@ -3,6 +3,17 @@
 use tidegate::base::Mono;
 use tidegate::sim::engine::{Engine, EngineSettings, Event, Job, Refusal, Stats};
 
+/// What becomes of the KV of a job's prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kv {
+    /// The engine computes it, and lets go of it at the end.
+    Own,
+    /// It keeps it for another one.
+    Kept,
+    /// It was brought.
+    Given,
+}
+
 /// The ranks of one endpoint.
 pub(crate) struct Group {
     settings: EngineSettings,
@@ -19,10 +30,16 @@ impl Group {
         Self { settings, ranks: engines, due: None, life: 0 }
     }
 
-    /// Takes a job for a rank. Returns when the group has to step, if it was idle.
-    pub(crate) fn submit(&mut self, now: Mono, rank: usize, job: Job) -> Result<Option<Mono>, Refusal> {
+    /// Takes a job for a rank, and says what becomes of its KV. Returns when the group has to step, if it was idle.
+    pub(crate) fn submit(&mut self, now: Mono, rank: usize, job: Job, kv: Kv) -> Result<Option<Mono>, Refusal> {
         let Some(engine) = self.ranks.get_mut(rank) else { return Err(Refusal::Busy) };
+        let (id, tokens) = (job.id, job.prompt.tokens);
         engine.submit(job)?;
+        match kv {
+            Kv::Own => {}
+            Kv::Kept => engine.keep(id),
+            Kv::Given => engine.give(id, tokens),
+        }
         if self.due.is_some() {
             return Ok(None);
         }
@@ -49,6 +66,18 @@ impl Group {
     pub(crate) fn restart(&mut self) {
         let count = self.ranks.len() as u32;
         *self = Self { life: self.life + 1, ..Self::new(self.settings, count) };
+    }
+
+    /// Lets go of what a rank kept of a job.
+    pub(crate) fn release(&mut self, rank: usize, id: u64) {
+        if let Some(engine) = self.ranks.get_mut(rank) {
+            engine.release(id);
+        }
+    }
+
+    /// How many of these blocks, from the first on, a rank has.
+    pub(crate) fn cached_run(&self, rank: usize, blocks: &[u64]) -> usize {
+        self.ranks.get(rank).map_or(0, |engine| engine.cached_run(blocks))
     }
 
     /// Figures of a rank.

@@ -13,6 +13,8 @@ use tidegate::scheduling::{Profile, ProfileSettings};
 pub(crate) struct Policy {
     pub(crate) name: String,
     pub(crate) profile: Arc<Profile>,
+    /// One pod or two, where there are prefill pods.
+    pub(crate) disagg: tidegate::disagg::Settings,
     /// Takes pods in turn; the profile is not asked.
     pub(crate) is_rotation: bool,
 }
@@ -37,13 +39,15 @@ impl Policy {
 
     /// The profile that these settings describe.
     pub(crate) fn with(name: &str, settings: Value, is_rotation: bool) -> io::Result<Self> {
+        let disagg = settings.get("disaggregation").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+        let disagg = serde_json::from_value(disagg).map_err(|error| bad(name, error))?;
         let settings: ProfileSettings =
             serde_json::from_value(profile_in(settings)).map_err(|error| bad(name, error))?;
         let profile = Profile::new(&settings).map_err(|problems| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             bad(name, problems.join("; "))
         })?;
-        Ok(Self { name: name.to_owned(), profile: Arc::new(profile), is_rotation })
+        Ok(Self { name: name.to_owned(), profile: Arc::new(profile), disagg, is_rotation })
     }
 
     fn source(name: &str, folder: &Path) -> io::Result<String> {
@@ -68,5 +72,10 @@ fn profile_in(value: Value) -> Value {
     let routing = value.get("routing");
     let profile = routing.and_then(|routing| routing.get("profile"));
     let named = routing.and_then(|routing| routing.get("profiles")?.as_object()?.values().next());
-    profile.or(named).cloned().unwrap_or(value)
+    let is_gate = routing.is_some() || value.get("disaggregation").is_some();
+    match profile.or(named).cloned() {
+        Some(profile) => profile,
+        None if is_gate => Value::Object(serde_json::Map::new()),
+        None => value,
+    }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Record {
     pub(crate) is_foreign: bool,
     /// Pod that served it.
     pub(crate) pod: u32,
+    /// Another pod did the prefill.
+    pub(crate) is_remote: bool,
     /// Blocks of its prompt, as oracles look at them.
     pub(crate) blocks: Option<Arc<[u64]>>,
     /// Blocks that its answer adds, if it is sent back as it was generated.

@@ -7,7 +7,7 @@ use crate::report::Report;
 
 type Figure = (&'static str, fn(&Summary) -> f64, usize);
 
-const FIGURES: [Figure; 14] = [
+const FIGURES: [Figure; 15] = [
     ("ttft", |one| one.ttft_s.mean, 3),
     ("p50", |one| one.ttft_s.p50, 3),
     ("p90", |one| one.ttft_s.p90, 3),
@@ -16,6 +16,7 @@ const FIGURES: [Figure; 14] = [
     ("e2e", |one| one.e2e_s.mean, 2),
     ("p90", |one| one.e2e_s.p90, 2),
     ("good", |one| one.goodput, 3),
+    ("remote", |one| one.remote, 2),
     ("hit", |one| one.hit, 3),
     ("/lru", |one| one.hit / one.oracle_lru.max(1e-9), 3),
     ("belief", |one| one.belief_error, 4),

@@ -1,14 +1,11 @@
 //! A log in figures. Numbers are rounded to six digits, so that reports are short and the same everywhere.
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::cell::Cell;
+use super::cell::{Cell, Slo};
 use super::oracle::Oracle;
 use super::record::{End, Log, Record, gap_of_bin};
-
-/// Bound of the time between tokens for goodput \[s\].
-const GOOD_ITL_S: f64 = 0.060;
-/// Part of the bound of the time to first token that is the same for all \[s\]; twice an isolated prefill comes on top.
-const GOOD_TTFT_S: f64 = 2.0;
 
 /// Mean and percentiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,8 +38,14 @@ pub(crate) struct Summary {
     pub(crate) gap_s: Spread,
     /// Arrival to end \[s\].
     pub(crate) e2e_s: Spread,
-    /// Share of requests with TTFT up to 2 s + 2 isolated prefills and mean time between tokens up to 60 ms.
+    /// Share of requests that got what was promised ([`Slo`]).
     pub(crate) goodput: f64,
+    /// The same by the cell's other promises.
+    #[serde(default)]
+    pub(crate) goodputs: BTreeMap<String, f64>,
+    /// Share of requests whose prefill another pod did.
+    #[serde(default)]
+    pub(crate) remote: f64,
     /// Prompt tokens not computed over prompt tokens.
     pub(crate) hit: f64,
     pub(crate) oracle_lru: f64,
@@ -115,11 +118,9 @@ impl Summary {
         let prompts: u64 = served().map(|record| record.prompt_tokens).sum();
         let cached: u64 = served().map(|record| record.cached).sum();
         let outputs: u64 = own.iter().filter(|one| one.end == End::Good).map(|one| one.output_tokens).sum();
-        let is_good = |record: &&&Record| {
-            let bound = GOOD_TTFT_S + 2.0 * cell.fleet.isolated_prefill_s(record.prompt_tokens);
-            record.end == End::Good
-                && record.ttft_s().is_some_and(|ttft| ttft <= bound)
-                && record.itl_s().is_none_or(|itl| itl <= GOOD_ITL_S)
+        let goodput = |slo: &Slo| {
+            let is_good = |record: &&&Record| cell.is_good(slo, record);
+            round6(own.iter().filter(is_good).count() as f64 / own.len().max(1) as f64)
         };
         let oracle = Oracle::of(log, cell.fleet.block_tokens);
         let wrong: u64 = served().map(|record| record.believed.abs_diff(record.cached)).sum();
@@ -140,7 +141,9 @@ impl Summary {
             itl_s: spread(Record::itl_s),
             gap_s: Spread::of_gaps(&log.gaps),
             e2e_s: spread(Record::e2e_s),
-            goodput: round6(own.iter().filter(is_good).count() as f64 / own.len().max(1) as f64),
+            goodput: goodput(&cell.slo),
+            goodputs: cell.slos.iter().map(|(name, slo)| (name.clone(), goodput(slo))).collect(),
+            remote: round6(own.iter().filter(|one| one.is_remote).count() as f64 / own.len().max(1) as f64),
             hit: round6(cached as f64 / prompts.max(1) as f64),
             oracle_lru: round6(oracle.lru),
             oracle_belady: round6(oracle.belady),

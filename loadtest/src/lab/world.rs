@@ -13,13 +13,16 @@ use tidegate::pods::{Outcome, Reading};
 use tidegate::sim::engine::{Event as EngineEvent, EventKind, Job};
 
 use super::cell::{Cell, Clients};
-use super::gate::{Asked, Replica, Told, Trial};
+use super::gate::{Asked, Planned, Replica, Told, Trial};
 use super::oracle::strided;
-use super::pods::Group;
+use super::pods::{Group, Kv};
 use super::policies::Policy;
 use super::record::{End, Log, Record, Sample, Totals};
 use super::render::{self, Answer, Made, Pool, Tokens};
 use super::script::{Script, mix};
+use legs::Course;
+
+mod legs;
 
 /// Tries of one request.
 const TRIES_MAX: usize = 3;
@@ -36,6 +39,8 @@ enum Happening {
     Scrape(u32, u64),
     /// A reading arrives at a gate: of which pod, in which life.
     Reading(u32, u32, u32, Box<Reading>),
+    /// The KV of a request has reached its decoder.
+    Handed(u32),
     /// A pod restarts.
     Restart,
     /// Once per second.
@@ -61,6 +66,8 @@ struct Flight {
     asked: Option<Asked>,
     made: Option<Arc<Made>>,
     trial: Option<Trial>,
+    /// If two pods serve it.
+    course: Option<Course>,
     tried: Vec<PodId>,
     last_token: u64,
 }
@@ -80,6 +87,8 @@ pub(crate) struct World<'a> {
     sessions: Vec<Going>,
     flights: Vec<Flight>,
     groups: Vec<Group>,
+    /// When the last handover out of a pod ends.
+    links: Vec<u64>,
     lives_seen: Vec<Vec<u32>>,
     gates: Vec<Replica>,
     rng: Rng,
@@ -93,14 +102,8 @@ impl<'a> World<'a> {
     /// Everything at rest, sessions and scrapes planned.
     pub(crate) fn new(cell: &'a Cell, script: &'a Script, pool: &'a Pool, policy: &Policy, seed: u64) -> Self {
         let fleet = &cell.fleet;
-        let gates = (0..cell.gate.count.max(1)).map(|number| {
-            Replica::new(
-                Arc::clone(&policy.profile),
-                fleet.pods,
-                fleet.ranks.max(1),
-                mix(seed, 0x6A7E + u64::from(number)),
-            )
-        });
+        let gates = (0..cell.gate.count.max(1))
+            .map(|number| Replica::new(policy, fleet, mix(seed, 0x6A7E + u64::from(number))));
         let tokens = Tokens { block_tokens: fleet.block_tokens.max(1), has_template: script.has_template };
         let mut world = Self {
             cell,
@@ -116,6 +119,7 @@ impl<'a> World<'a> {
             sessions: Vec::new(),
             flights: Vec::with_capacity(script.requests()),
             groups: (0..fleet.pods).map(|pod| Group::new(fleet.engine(pod), fleet.ranks)).collect(),
+            links: Vec::new(),
             lives_seen: Vec::new(),
             gates: gates.collect(),
             rng: Rng::new(mix(seed, 0x3071D)),
@@ -187,6 +191,7 @@ impl<'a> World<'a> {
                 Some(Happening::Step(group, life)) => self.step(group, life),
                 Some(Happening::Scrape(gate, count)) => self.scrape(gate, count),
                 Some(Happening::Reading(gate, at, life, reading)) => self.reading(gate, at, life, *reading),
+                Some(Happening::Handed(number)) => self.brought(number as usize),
                 Some(Happening::Restart) => self.restart(),
                 Some(Happening::Sample) => {
                     tick(self.script.requests() - self.open);
@@ -253,6 +258,7 @@ impl<'a> World<'a> {
             asked,
             made: Some(made),
             trial: None,
+            course: None,
             tried: Vec::new(),
             last_token: 0,
         });
@@ -264,33 +270,49 @@ impl<'a> World<'a> {
         let ranks = self.cell.fleet.ranks.max(1) as usize;
         let Some(flight) = self.flights.get_mut(number) else { return };
         let mut believed = 0;
+        flight.course = None;
         let at = if let Some(asked) = &flight.asked {
             let Some(gate) = self.gates.get_mut(flight.gate as usize) else { return };
             loop {
                 let is_over = flight.tried.len() >= TRIES_MAX;
-                let choice = if is_over { None } else { gate.choose(self.now, asked, &flight.tried) };
-                let Some(choice) = choice else { break None };
+                let planned = if is_over { None } else { gate.choose(self.now, asked, &flight.tried) };
+                let (choice, decode) = match planned {
+                    Some(Planned::One(choice)) => (choice, None),
+                    Some(Planned::Two(prefill, decode)) => (prefill, Some(decode)),
+                    None => break None,
+                };
                 flight.tried.extend(gate.id(choice.at));
                 believed = choice.hit.0;
                 if let Some(trial) = gate.begin(self.now, asked, &choice) {
                     flight.trial = Some(trial);
+                    let prefill = |decode| Course::Prefill { _room: gate.room(&decode), decode };
+                    flight.course = decode.map(prefill);
                     break Some(choice.at);
                 }
             }
         } else {
             Some(self.rng.below((self.groups.len() * ranks) as u64) as usize)
         };
+        let is_remote = flight.course.is_some();
         if let Some(record) = self.log.records.get_mut(number) {
             (record.sent, record.believed, record.pod) = (self.now.0, believed, at.unwrap_or(0) as u32);
+            record.is_remote = is_remote;
         }
         let Some(at) = at else { return self.end(number, End::Refused) };
         flight.at = at as u32;
-        let job =
-            Job { id: number as u64, prompt, output_tokens: u64::from(flight.answer.tokens), seed: flight.answer.seed };
+        self.submit(number, at, prompt, if is_remote { Kv::Kept } else { Kv::Own });
+    }
+
+    /// Gives a request, or a part of it, to an engine.
+    fn submit(&mut self, number: usize, at: usize, prompt: tidegate::sim::engine::Prompt, kv: Kv) {
+        let ranks = self.cell.fleet.ranks.max(1) as usize;
+        let Some(answer) = self.flights.get(number).map(|flight| flight.answer) else { return };
+        let output_tokens = if kv == Kv::Kept { 1 } else { u64::from(answer.tokens) };
+        let job = Job { id: number as u64, prompt, output_tokens, seed: answer.seed };
         let (place, rank) = (at / ranks, at % ranks);
         let Some(group) = self.groups.get_mut(place) else { return };
         let life = group.life;
-        match group.submit(self.now, rank, job) {
+        match group.submit(self.now, rank, job, kv) {
             Ok(Some(due)) => self.plan(due.0, Happening::Step(place as u32, life)),
             Ok(None) => {}
             Err(_) => {
@@ -318,10 +340,14 @@ impl<'a> World<'a> {
         let number = event.job as usize;
         let now = self.now.0;
         let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get_mut(number)) else { return };
+        let (is_prefill, is_split) = (matches!(flight.course, Some(Course::Prefill { .. })), flight.course.is_some());
         match event.kind {
             EventKind::Preempted => record.preempted += 1,
+            EventKind::First { cached } if is_prefill => record.cached = cached,
+            EventKind::Done if is_prefill => self.prefilled(number),
             EventKind::First { cached } => {
-                record.cached = cached;
+                // What the prefill pod had cached is what was spared.
+                record.cached = if is_split { record.cached } else { cached };
                 record.first = Some(now);
                 flight.last_token = now;
                 if let Some(trial) = flight.trial.as_mut().filter(|_| flight.is_streamed) {

@@ -17,7 +17,7 @@ pub(crate) use generated::{Agent, B2b, Bursts, Chat, Mixed};
 pub(crate) use mooncake::Mooncake;
 pub(crate) use weka::Weka;
 
-use super::script::Script;
+use super::script::{Script, mix};
 
 /// What clients do in a cell.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -39,6 +39,8 @@ pub(crate) enum Workload {
     Mixed(Mixed),
     /// As `mixed`, arriving in bursts.
     Bursts(Bursts),
+    /// Several of them at once.
+    Together(Vec<Workload>),
 }
 
 impl Workload {
@@ -49,6 +51,21 @@ impl Workload {
                 Some(file)
             }
             _ => None,
+        }
+    }
+
+    /// The same with more or fewer requests per second; of agents with more or fewer sessions.
+    pub(crate) fn times(&self, load: f64) -> Self {
+        match self.clone() {
+            Self::Mooncake(own) => Self::Mooncake(Mooncake { speed: own.speed * load, ..own }),
+            Self::Weka(own) => Self::Weka(Weka { sessions: (own.sessions as f64 * load).round() as usize, ..own }),
+            Self::Azure(own) => Self::Azure(Azure { speed: own.speed * load, ..own }),
+            Self::B2b(own) => Self::B2b(B2b { rate: own.rate * load, ..own }),
+            Self::Agent(own) => Self::Agent(Agent { sessions: (own.sessions as f64 * load).round() as u64, ..own }),
+            Self::Chat(own) => Self::Chat(Chat { rate: own.rate * load, ..own }),
+            Self::Mixed(own) => Self::Mixed(Mixed { rate: own.rate * load, ..own }),
+            Self::Bursts(own) => Self::Bursts(Bursts { of: Mixed { rate: own.of.rate * load, ..own.of }, ..own }),
+            Self::Together(parts) => Self::Together(parts.iter().map(|part| part.times(load)).collect()),
         }
     }
 
@@ -67,6 +84,15 @@ impl Workload {
             Self::Chat(own) => own.script(seed),
             Self::Mixed(own) => own.script(seed),
             Self::Bursts(own) => own.script(seed),
+            Self::Together(parts) => {
+                let mut all = Script { has_template: true, ..Script::default() };
+                for (number, part) in parts.iter().enumerate() {
+                    let part = part.script(traces, mix(seed, number as u64))?;
+                    all.has_template &= part.has_template;
+                    all.sessions.extend(part.sessions);
+                }
+                all
+            }
         };
         script.sessions.sort_by_key(|session| session.start_us);
         Ok(script)
