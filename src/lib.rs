@@ -42,7 +42,7 @@
 //!                                                                        splice; then Guards::admit, Guards::poisoned
 //! proxy::attempt   Exchange::attempts                                 until an answer is committed or the rules end it:
 //!   proxy::plan      choose | choose_legs -> plan                        Index::lookup_into, scheduling::place | safe_mode,
-//!                                                                        disagg::weigh
+//!                                                                        disagg::Around::plan
 //!   proxy::legs      legs: prefill -> decode, as disagg::Life says       on two pods; what fails is planned anew, or on one
 //!   proxy::attempt   Trial::begin -> attempt -> ask                      books load, health and prefix claim; headers::to_pod
 //!   proxy::upstream  checkout | connect, send, head, body                own HTTP/1.1 client, pool per worker

@@ -16,7 +16,7 @@ use std::time::Duration;
 use kit::{Answer, Gate, events, post};
 use serde_json::{Value, json};
 use tidegate::sim::http::expect::expected;
-use tidegate::sim::http::{Ended, Fault, Handover, KvFault, Rule, Script, SimConfig, SimPod, SimRole};
+use tidegate::sim::http::{Ended, Fault, Handover, KvFault, Rule, Script, SimConfig, SimConnector, SimPod, SimRole};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -423,6 +423,109 @@ async fn two_thousand_good_requests_raise_no_alarm() {
     let alarms = trio.count("sentinel_total{verdict=\"differs\"}").await
         + trio.count("sentinel_total{verdict=\"expired\"}").await;
     assert!(agrees >= 1_990 && alarms <= 2, "{agrees} agree, {alarms} alarms");
+    trio.gate.finish().await;
+}
+
+/// One prefill pod and two decode pods with another connector; the gate is told the port of the side service.
+async fn with_connector(connector: SimConnector, name: &str) -> Trio {
+    let of = |role| {
+        let handover = Handover { connector, ..Handover::default() };
+        SimPod::start(SimConfig { handover, ..config(role) })
+    };
+    let prefill = vec![of(SimRole::Prefill).await.unwrap()];
+    let decode = vec![of(SimRole::Decode).await.unwrap(), of(SimRole::Decode).await.unwrap()];
+    let port = prefill[0].addr().port();
+    let yaml = format!("disaggregation: {{connector: {name}, decider: always, kv_port: {port}}}\n");
+    let addrs = |pods: &[SimPod]| pods.iter().map(SimPod::addr).collect::<Vec<SocketAddr>>();
+    let gate = Gate::with_roles(&addrs(&prefill), &addrs(&decode), &yaml).await;
+    Trio { gate, prefill, decode }
+}
+
+const CONNECTORS: [(SimConnector, &str); 4] = [
+    (SimConnector::NixlPush, "nixl-push"),
+    (SimConnector::Mooncake, "mooncake"),
+    (SimConnector::Offloading, "offloading"),
+    (SimConnector::SharedStorage, "shared-storage"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_connector_hands_over_what_its_pods_read() {
+    for (connector, name) in CONNECTORS {
+        let trio = with_connector(connector, name).await;
+        let asked = tokio::time::timeout(Duration::from_secs(30), async {
+            // The pairs meet within a second or so; until then one pod serves.
+            for round in 0_u64.. {
+                for (path, mut body) in bodies() {
+                    body["cache_salt"] = json!(format!("{name} {round}"));
+                    trio.ask_well(path, &body).await;
+                }
+                if trio.count("remote_total{reason=\"always\"}").await >= 20 {
+                    break;
+                }
+            }
+        });
+        assert!(asked.await.is_ok(), "{name}: no pair is used");
+        // Decoders were given what they asked for: they computed next to nothing of those prompts.
+        let given = given_tokens(&trio.decode[0]).await + given_tokens(&trio.decode[1]).await;
+        assert!(given > 0, "{name}: nothing was handed over");
+        assert_eq!(trio.count("replans_total{cause=\"kv_load_failed\"}").await, 0, "{name}");
+        let asked = trio.prefill[0].log().iter().filter(|arrival| arrival.path == "/query").count();
+        assert_eq!(asked > 0, connector == SimConnector::Mooncake, "{name}: {asked}");
+        assert!(asked <= 4, "{name}: the engine's name is asked for again and again: {asked}");
+        trio.gate.finish().await;
+    }
+}
+
+/// Prompt tokens that a pod got from another one, by its own count.
+async fn given_tokens(pod: &SimPod) -> u64 {
+    let text = kit::get(pod.addr(), "/metrics").await.text();
+    let line = text.lines().find(|line| line.contains("source=\"external_kv_transfer\""));
+    line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0) as u64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_cannot_speak_to_any_connector() {
+    for (connector, name) in CONNECTORS {
+        let trio = with_connector(connector, name).await;
+        for params in [
+            json!({"do_remote_prefill": true}),
+            json!({"do_remote_prefill": true, "transfer_id": "x", "remote_engine_id": "e", "remote_bootstrap_addr": "http://127.0.0.1:1"}),
+            json!({"remote_prefiller": {"kv_request_id": "x", "remote_host": "127.0.0.1", "remote_port": 1}}),
+        ] {
+            let mut body = json!({"model":"sim","messages":[{"role":"user","content":"hello"}],"max_tokens":4});
+            let wanted = expected(CHAT, body.to_string().as_bytes(), &config(SimRole::Both)).unwrap();
+            body["kv_transfer_params"] = params;
+            let answer = trio.ask(CHAT, &body).await;
+            assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+            assert_eq!(text_of(CHAT, &body, &answer), wanted.texts[0], "{name}");
+        }
+        trio.gate.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promise_is_judged_and_a_client_cannot_tighten_it() {
+    let yaml = "disaggregation: {prewarm: false}\nflow: {slo: {ttft_ms: 60000, itl_ms: 60000}}\n";
+    let trio = Trio::new(1, 1, yaml).await;
+    let body = json!({"model":"sim","messages":[{"role":"user","content":"hello there"}],"max_tokens":5,"stream":true});
+    let ask = async |trio: &Trio, fields: &str| {
+        assert_eq!(post(trio.gate.addr(), CHAT, fields, &body.to_string()).await.status, 200);
+    };
+    let verdict = |name: &str| format!("tidegate_slo_total{{verdict=\"{name}\"}}");
+    for fields in ["", "x-tidegate-ttft-slo-ms: 0.1\r\n", "x-llm-d-slo-tpot-ms: 0.1\r\n", "x-slo-ttft-ms: soon\r\n"] {
+        ask(&trio, fields).await;
+    }
+    trio.gate.metric_reaches(&verdict("kept"), 4.0).await;
+    trio.gate.finish().await;
+
+    // Where nothing is promised a client's own word counts.
+    let trio = Trio::new(1, 1, "disaggregation: {prewarm: false}\n").await;
+    for fields in ["", "x-tidegate-ttft-slo-ms: 0.1\r\n", "x-slo-ttft-ms: 60000\r\n"] {
+        ask(&trio, fields).await;
+    }
+    trio.gate.metric_reaches(&verdict("late"), 1.0).await;
+    trio.gate.metric_reaches(&verdict("kept"), 1.0).await;
+    assert_eq!(trio.gate.metric(&verdict("slow")).await as u64, 0);
     trio.gate.finish().await;
 }
 

@@ -19,6 +19,7 @@ pub(super) fn rules(config: &Config) -> Rules {
         if *name != rule.upstream {
             rules.aliases.insert(ModelName::clone(name), ModelName::clone(&rule.upstream));
         }
+        rules.slos.insert(ModelName::clone(&rule.upstream), rule.slo);
         rules.model_times.insert(ModelName::clone(&rule.upstream), Times::from(&rule.timeouts));
     }
     rules.connections_max = rules.connections_max.min(descriptors().unwrap_or(u64::MAX) / 2);

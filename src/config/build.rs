@@ -8,6 +8,7 @@ use super::sections::{Prefix, Routing};
 use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
+use crate::flow::SloSettings;
 use crate::pods::Role;
 use crate::proxy::settings::{Limits, Listen, Model, Timeouts, Trust};
 use crate::{admin, disagg, export, flow, observe, telemetry};
@@ -56,6 +57,8 @@ pub struct ModelRule {
     pub upstream: ModelName,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// What is promised.
+    pub slo: SloSettings,
 }
 
 /// Rules by every name and alias of a configured model.
@@ -180,7 +183,8 @@ fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Fou
             }
         }
         let upstream: ModelName = model.rewrite_to.as_deref().unwrap_or(name).into();
-        let rule = ModelRule { name: name.as_str().into(), upstream, timeouts: timeouts.with(own) };
+        found.extend(model.slo.problems().into_iter().map(|(field, hint)| (format!("{path}.slo.{field}"), hint)));
+        let rule = ModelRule { name: name.as_str().into(), upstream, timeouts: timeouts.with(own), slo: model.slo };
         let rule = Arc::new(rule);
         rules.insert(Arc::clone(&rule.name), Arc::clone(&rule));
         for (index, alias) in model.aliases.iter().enumerate() {
@@ -201,6 +205,7 @@ fn sections(tree: &Tree, found: &mut Found) {
         ("limits", tree.limits.problems()),
         ("telemetry", tree.telemetry.problems()),
         ("disaggregation", tree.disaggregation.problems()),
+        ("flow.slo", tree.flow.slo.problems()),
     ];
     for (key, problems) in rooms {
         found.extend(problems.into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));

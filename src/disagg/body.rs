@@ -13,8 +13,8 @@ const SALT_BYTES_MAX: usize = 128;
 /// What is asked of the prefill leg.
 #[derive(Clone, Copy, Debug)]
 pub struct Legs<'a> {
-    /// `kv_transfer_params`, as JSON.
-    pub params: &'a str,
+    /// `kv_transfer_params`, as JSON; `None`: there are none.
+    pub params: Option<&'a str>,
     /// Ask for the most likely first tokens.
     pub alternatives: bool,
     /// Ask for the prompt's token ids.
@@ -28,7 +28,7 @@ pub fn prefill_body(api: Api, body: &Bytes, legs: &Legs<'_>) -> Option<Bytes> {
     let ids = legs.token_ids.then_some(&b"true"[..]);
     let top = ALTERNATIVES.to_string();
     let mut edits = vec![
-        Edit { key: "kv_transfer_params", value: Some(legs.params.as_bytes()) },
+        Edit { key: "kv_transfer_params", value: legs.params.map(str::as_bytes) },
         Edit { key: "stream_options", value: None },
         Edit { key: "min_tokens", value: None },
         Edit { key: "return_token_ids", value: ids },
@@ -59,8 +59,9 @@ pub fn prefill_body(api: Api, body: &Bytes, legs: &Legs<'_>) -> Option<Bytes> {
     Some(splice(body, &anatomy, &edits))
 }
 
-/// The body of the decode leg: every byte of the client's, and `params` before them.
-pub fn decode_body(body: &Bytes, params: &[u8]) -> Bytes {
+/// The body of the decode leg: every byte of the client's, and `params` before them, if there are any.
+pub fn decode_body(body: &Bytes, params: Option<&[u8]>) -> Bytes {
+    let Some(params) = params else { return body.clone() };
     let brace = body.iter().position(|byte| *byte == b'{').map_or(body.len(), |at| at + 1);
     let (head, rest) = body.split_at(brace);
     let is_empty = rest.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'}');
@@ -114,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    const LEGS: Legs<'static> = Legs { params: r#"{"a":1}"#, alternatives: false, token_ids: false };
+    const LEGS: Legs<'static> = Legs { params: Some(r#"{"a":1}"#), alternatives: false, token_ids: false };
 
     fn prefill(api: Api, body: &Value, legs: &Legs<'_>) -> Value {
         let made = prefill_body(api, &body.to_string().into(), legs).unwrap();
@@ -154,7 +155,7 @@ mod tests {
             (r#" { "b": 1.0, "a":2}"#, r#" {"kv_transfer_params":{"x":1}, "b": 1.0, "a":2}"#),
             ("{ }", r#"{"kv_transfer_params":{"x":1} }"#),
         ] {
-            assert_eq!(decode_body(&Bytes::from_static(body.as_bytes()), br#"{"x":1}"#), expected);
+            assert_eq!(decode_body(&Bytes::from_static(body.as_bytes()), Some(br#"{"x":1}"#)), expected);
         }
     }
 

@@ -13,31 +13,39 @@ const HYSTERESIS: f64 = 0.05;
 pub struct Way {
     /// Up to the first token: waiting, prefill, handing over.
     pub first_s: f64,
-    /// After it, the request's own and others': decoding, and what decoding loses to this prefill.
+    /// What decoding loses to this prefill.
+    pub stall_s: f64,
+    /// The rest: decoding, the request's own and the others'. The price of cache pressure is left out: it compares pods of
+    /// one pool, and here there are two.
     pub rest_s: f64,
 }
 
 impl Way {
     /// No pod can do it.
-    pub(super) const IMPOSSIBLE: Self = Self { first_s: f64::INFINITY, rest_s: 0.0 };
+    pub(super) const IMPOSSIBLE: Self = Self { first_s: f64::INFINITY, stall_s: 0.0, rest_s: 0.0 };
 
     /// The parts of a cost.
     pub fn of(terms: &Terms) -> Self {
         Self {
             first_s: terms.wait + terms.prefill + terms.unseen + terms.loads,
-            rest_s: terms.stall + terms.price + terms.decode + terms.slow,
+            stall_s: terms.stall,
+            rest_s: terms.decode + terms.slow,
         }
     }
 
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self { first_s: self.first_s + other.first_s, rest_s: self.rest_s + other.rest_s }
+        Self {
+            first_s: self.first_s + other.first_s,
+            stall_s: self.stall_s + other.stall_s,
+            rest_s: self.rest_s + other.rest_s,
+        }
     }
 
-    /// All of it.
-    pub fn sum(self) -> f64 {
-        self.first_s + self.rest_s
+    /// All of it, with `weight` for each second that decoding loses.
+    pub fn sum(self, weight: f64) -> f64 {
+        self.first_s + weight * self.stall_s + self.rest_s
     }
 }
 
@@ -50,6 +58,20 @@ pub struct Costs {
     pub remote: Way,
     /// Prompt tokens that the decode pod alone would compute.
     pub uncached: Tokens,
+    /// What a second that decoding loses is worth.
+    pub weight: f64,
+}
+
+impl Costs {
+    /// Of the best decode pod alone \[seconds\].
+    pub fn local_s(&self) -> f64 {
+        self.local.sum(self.weight)
+    }
+
+    /// Of the best pair \[seconds\].
+    pub fn remote_s(&self) -> f64 {
+        self.remote.sum(self.weight)
+    }
 }
 
 /// One pod, or two.
@@ -106,7 +128,7 @@ pub fn weigh(settings: &Settings, obstacle: Option<Obstacle>, costs: Option<&Cos
             (of(costs.uncached.0 >= settings.uncached_tokens_min), Reason::UncachedTokens)
         }
         (Decider::Cost, Some(costs)) => {
-            (of(costs.remote.sum() < costs.local.sum() - HYSTERESIS * costs.local.first_s), Reason::Cost)
+            (of(costs.remote_s() < costs.local_s() - HYSTERESIS * costs.local.first_s), Reason::Cost)
         }
     }
 }
@@ -117,9 +139,13 @@ mod tests {
 
     #[test]
     fn each_decider_has_its_rule() {
-        let way = |seconds| Way { first_s: seconds / 2.0, rest_s: seconds / 2.0 };
-        let costs =
-            |local, remote, uncached| Costs { local: way(local), remote: way(remote), uncached: Tokens(uncached) };
+        let way = |seconds| Way { first_s: seconds / 2.0, stall_s: 0.0, rest_s: seconds / 2.0 };
+        let costs = |local, remote, uncached| Costs {
+            local: way(local),
+            remote: way(remote),
+            uncached: Tokens(uncached),
+            weight: 1.0,
+        };
         let of = |decider, costs: Option<Costs>| {
             weigh(&Settings { decider, uncached_tokens_min: 100, ..Settings::default() }, None, costs.as_ref())
         };

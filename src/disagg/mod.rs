@@ -7,6 +7,7 @@
 //!
 //! Why so careful: a lease that ran out is no error to vLLM 0.32. The decoder reads whatever is in the blocks by then, answers
 //! 200 with wrong text, and keeps the wrong KV in its prefix cache.
+mod balance;
 mod body;
 mod connector;
 mod connectors;
@@ -20,6 +21,7 @@ mod plan;
 mod sentinel;
 mod settings;
 
+pub use balance::{Balance, Balances, Got};
 pub use body::{Legs, decode_body, prefill_body, salted};
 pub use connector::{BadReply, Connector, Handover};
 pub use connectors::connector;

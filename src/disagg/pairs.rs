@@ -4,6 +4,7 @@
 //! Handing over is taken to cost a fixed time and a time per token (fit of published NIXL figures: 26 ms + 4.25 µs), times a
 //! factor learnt per pair from first tokens. Transfers out of one pod share its link.
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ struct Known {
     epochs: HashMap<u64, u64>,
     /// Transfers under way out of a prefiller.
     busy: HashMap<PodId, u32>,
+    /// Names of prefillers' engines, where they had to be asked for.
+    engines: HashMap<PodId, Arc<str>>,
 }
 
 /// What is known of all pairs.
@@ -124,9 +127,20 @@ impl Pairs {
         seen.push_back(took);
     }
 
+    /// Name of a prefiller's engine, if it was told.
+    pub fn engine(&self, prefiller: PodId) -> Option<Arc<str>> {
+        self.known.lock().engines.get(&prefiller).cloned()
+    }
+
+    /// A prefiller told the name of its engine.
+    pub fn told_engine(&self, prefiller: PodId, engine: &str) {
+        self.known.lock().engines.insert(prefiller, engine.into());
+    }
+
     /// They failed: not to be used until then, and first contact has to be made again.
     pub fn failed(&self, prefiller: PodId, decoder: PodId, until: Mono) {
         let mut known = self.known.lock();
+        known.engines.remove(&prefiller);
         let pair = known.pairs.entry((prefiller, decoder)).or_default();
         (pair.suspect_until, pair.is_wired) = (until, false);
     }
@@ -154,6 +168,7 @@ impl Pairs {
         let mut known = self.known.lock();
         known.epochs.remove(&name);
         known.ingests.remove(&pod);
+        known.engines.remove(&pod);
         for ((prefiller, decoder), pair) in &mut known.pairs {
             pair.is_wired &= *prefiller != pod && *decoder != pod;
         }
@@ -171,6 +186,7 @@ impl Pairs {
         let mut known = self.known.lock();
         known.pairs.retain(|(prefiller, decoder), _| is_there(*prefiller) && is_there(*decoder));
         known.ingests.retain(|pod, _| is_there(*pod));
+        known.engines.retain(|pod, _| is_there(*pod));
         known.busy.retain(|pod, busy| *busy > 0 || is_there(*pod));
     }
 }

@@ -59,6 +59,8 @@ pub struct Around<'a> {
     pub pairs: &'a Pairs,
     /// The rules.
     pub settings: &'a Settings,
+    /// What a second that decoding loses is worth ([`Balance::weight`](super::Balance::weight)).
+    pub weight: f64,
     /// The instant.
     pub now: Mono,
 }
@@ -78,6 +80,7 @@ impl Around<'_> {
             local: local.terms.as_ref().map_or(Way::IMPOSSIBLE, Way::of),
             remote: pair.cost,
             uncached: local.decision.chosen.map_or(Tokens(u64::MAX), uncached),
+            weight: self.weight,
         });
         let (choice, reason) = weigh(self.settings, obstacle, costs.as_ref());
         Plan { choice, reason, costs, local, pair }
@@ -98,7 +101,7 @@ impl Around<'_> {
         let (prefiller, decoder) = pairs.into_iter().find(|(one, other)| self.gets_along(*one, *other))?;
         let extra_s = (self.pairs.wire(prefiller, decoder, self.now).setup_s - usual.setup_s).max(0.0);
         let legs = [&prefill, &decode].into_iter().filter_map(|leg| leg.terms.as_ref().map(Way::of));
-        let cost = legs.fold(Way { first_s: extra_s, rest_s: 0.0 }, Way::and);
+        let cost = legs.fold(Way { first_s: extra_s, stall_s: 0.0, rest_s: 0.0 }, Way::and);
         Some(Pair { prefiller, decoder, prefill, decode, cost })
     }
 

@@ -4,6 +4,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::connectors::connector;
+use crate::pods::PodSpec;
+
 /// How the pods hand over KV blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -11,6 +14,14 @@ pub enum ConnectorName {
     /// `NixlConnector`: the decoder pulls the blocks.
     #[default]
     Nixl,
+    /// `NixlPushConnector` (experimental in vLLM): the prefiller writes the blocks.
+    NixlPush,
+    /// `MooncakeConnector`.
+    Mooncake,
+    /// `OffloadingConnector` with its peer-to-peer tier.
+    Offloading,
+    /// Storage that all pods share.
+    SharedStorage,
 }
 
 /// What decides between one pod and two.
@@ -43,7 +54,8 @@ pub enum Fallback {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// How the pods hand over KV blocks: `nixl`.
+    /// How the pods hand over KV blocks: `nixl`, `nixl-push`, `mooncake`, `offloading`, `shared-storage`. Only `nixl` was proven on
+    /// real engines, the others on simulated pods that check what vLLM 0.32 reads.
     pub connector: ConnectorName,
     /// What decides between one pod and two: `cost`, `always`, `never`, `uncached_tokens`.
     pub decider: Decider,
@@ -51,9 +63,13 @@ pub struct Settings {
     pub uncached_tokens_min: u64,
     /// What becomes of a request whose prefill failed: `fallback` (a decode pod does it all) or `fail`.
     pub on_prefill_failure: Fallback,
-    /// `kv_lease_duration` of the prefill pods, in seconds. Must be what the pods have: an answer of a prefill that is used
-    /// too late gives wrong text.
-    pub lease_s: f64,
+    /// How long a prefill pod keeps blocks that nobody has fetched, in seconds. Must be what the pods have: an answer of a prefill
+    /// that is used too late gives wrong text. Unset: 30 for NIXL (`kv_lease_duration`), 480 for Mooncake
+    /// (`VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT`), 60 for offloading (`unbound_store_timeout_s`).
+    pub lease_s: Option<f64>,
+    /// Port of the prefill pods' side service, where the decode pods are told of it: Mooncake's bootstrap server (8998) or the
+    /// port of the peer-to-peer tier (7777, plus the rank). A pod with the label `kv-port` has its own.
+    pub kv_port: Option<u16>,
     /// Longest time for a prefill, in seconds.
     pub prefill_timeout_s: f64,
     /// Check, before anything reaches the client, that the decoder read what the prefiller wrote: its first token against the
@@ -78,7 +94,8 @@ impl Default for Settings {
             decider: Decider::default(),
             uncached_tokens_min: 512,
             on_prefill_failure: Fallback::default(),
-            lease_s: 30.0,
+            lease_s: None,
+            kv_port: None,
             prefill_timeout_s: 120.0,
             sentinel: true,
             prewarm: true,
@@ -95,7 +112,7 @@ impl Settings {
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         for (field, value, least) in [
-            ("lease_s", self.lease_s, 5.0),
+            ("lease_s", self.lease_s.unwrap_or(30.0), 5.0),
             ("prefill_timeout_s", self.prefill_timeout_s, 0.1),
             ("suspect_s", self.suspect_s, 0.0),
         ] {
@@ -108,7 +125,16 @@ impl Settings {
 
     /// See [`Settings::lease_s`].
     pub fn lease(&self) -> Duration {
-        Duration::from_secs_f64(self.lease_s)
+        self.lease_s.map_or_else(|| connector(self.connector).lease(), Duration::from_secs_f64)
+    }
+
+    /// Port of a prefill pod's side service: its label `kv-port`, else as configured, else the connector's own; of a rank behind
+    /// it, so many further. 0 where there is none.
+    pub fn port(&self, pod: &PodSpec) -> u16 {
+        let label = pod.labels.get("kv-port").and_then(|port| port.parse().ok());
+        let first = label.or(self.kv_port).or_else(|| connector(self.connector).port()).unwrap_or(0);
+        let is_by_rank = self.connector == ConnectorName::Offloading;
+        first.saturating_add(if is_by_rank { pod.rank.unwrap_or(0) as u16 } else { 0 })
     }
 
     /// See [`Settings::prefill_timeout_s`].
@@ -129,7 +155,7 @@ mod tests {
     #[test]
     fn nonsense_is_told() {
         assert_eq!(Settings::default().problems(), []);
-        let bad = Settings { lease_s: 2.0, prefill_timeout_s: f64::NAN, ..Settings::default() };
+        let bad = Settings { lease_s: Some(2.0), prefill_timeout_s: f64::NAN, ..Settings::default() };
         let fields: Vec<_> = bad.problems().into_iter().map(|problem| problem.0).collect();
         assert_eq!(fields, ["lease_s", "prefill_timeout_s"]);
     }

@@ -115,6 +115,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Panics => family(&metrics.panics, to),
         M::Degradations => family(&metrics.degradations, to),
         M::Plans => family(&metrics.plans, to),
+        M::Slo => family(&metrics.slo, to),
         M::DisaggRemote => family(&metrics.disagg_remote, to),
         M::DisaggLocal => family(&metrics.disagg_local, to),
         M::DisaggReplans => family(&metrics.disagg_replans, to),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::caller::Caller;
 use super::refusal::{Reason, Refusal};
 use super::share::may_take;
+use super::slo::SloSettings;
 use crate::base::{ModelName, Mono, Tokens};
 
 /// Most models that are accounted for apart; the rest share one account.
@@ -33,11 +34,18 @@ pub struct GateSettings {
     pub requests_per_model_max: u64,
     /// Bytes of request bodies held at once; a body is held until its answer is committed \[bytes\].
     pub body_bytes_held_max: u64,
+    /// What requests are promised about time, for models without their own promise. What is spent on them follows from it.
+    pub slo: SloSettings,
 }
 
 impl Default for GateSettings {
     fn default() -> Self {
-        Self { requests_max: 65_536, requests_per_model_max: 65_536, body_bytes_held_max: 1 << 30 }
+        Self {
+            requests_max: 65_536,
+            requests_per_model_max: 65_536,
+            body_bytes_held_max: 1 << 30,
+            slo: SloSettings::default(),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub mod poison;
 pub mod refusal;
 pub mod retry;
 mod share;
+pub mod slo;
 
 pub use budget::{Budgets, RetryBudget, RetrySettings};
 pub use bytes::{ByteBudget, Held};
@@ -24,3 +25,4 @@ pub use gate::{Arrival, Effect, Effects, Event, Gate, GateSettings, TicketId};
 pub use poison::{BodyKey, PoisonGuard};
 pub use refusal::{Reason, Refusal};
 pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, may_retry};
+pub use slo::SloSettings;

@@ -137,6 +137,8 @@ pub struct Metrics {
     pub degradations: Family,
     /// Plans by mode.
     pub plans: Family,
+    /// Requests with a promise, by whether it was kept.
+    pub slo: Family,
     /// Requests on two pods by what decided.
     pub disagg_remote: Family,
     /// Requests on one pod, where two were possible, by what decided.
@@ -201,6 +203,7 @@ impl Metrics {
             panics: Family::default(),
             degradations: Family::default(),
             plans: Family::with(&["normal", "safe"]),
+            slo: Family::with(&["kept", "late", "slow"]),
             disagg_remote: Family::default(),
             disagg_local: Family::default(),
             disagg_replans: Family::default(),

@@ -99,6 +99,8 @@ metrics! {
         "Decisions made with less than they should have: stale reading, no index, planner overrun.";
     Plans = "plans_total", Counter, "plans", ["mode"],
         "Routing decisions, by mode normal or safe.";
+    Slo = "slo_total", Counter, "requests", ["verdict"],
+        "Requests served to the end that were promised a time to first token or between tokens: kept, late (first token), slow.";
     DisaggRemote = "disagg_remote_total", Counter, "requests", ["reason"],
         "Requests for which two pods were planned, by what decided.";
     DisaggLocal = "disagg_local_total", Counter, "requests", ["reason"],

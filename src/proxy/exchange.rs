@@ -12,7 +12,8 @@ use super::guards::Ticket;
 use super::reply::Fault;
 use super::rules::Rules;
 use crate::api::{Api, Route, Shape, Usage, route};
-use crate::base::{ModelName, Mono, PodId, RequestId, Rng, Tokens};
+use crate::base::{ModelName, Mono, PodId, RequestId, Rng, Slo, Tokens};
+use crate::disagg::{Balance, Got};
 use crate::observe::{AccessRecord, Cause, Held, InFlight, Stage, TokenKind, printable_id};
 use crate::runtime::{now, unix_ms};
 
@@ -67,6 +68,11 @@ pub(super) struct Note {
     pub(super) hit: Tokens,
     pub(super) events: u64,
     pub(super) first_at: Option<Mono>,
+    /// When the prefill of a request on two pods had answered.
+    pub(super) prefilled_at: Option<Mono>,
+    pub(super) slo: Slo,
+    /// Learns from it; `None` where no pod only prefills.
+    pub(super) balance: Option<Arc<Balance>>,
     pub(super) plan_us: Option<u64>,
     pub(super) phase: Phase,
 }
@@ -239,6 +245,13 @@ impl Exchange {
             && note.api.is_some_and(Api::generates)
         {
             model.ttft.observe(first_at.since(note.started));
+            if cause == Cause::Ok {
+                let got = note.got(first_at, end);
+                if let Some(balance) = &note.balance {
+                    balance.ended(&note.slo, &got);
+                }
+                note.slo.judge(got.ttft_s, got.itl_s).into_iter().for_each(|verdict| gate.metrics.slo.inc(verdict));
+            }
         }
         if let Some(usage) = note.usage {
             model.add_tokens(TokenKind::Prompt, usage.prompt_tokens);
@@ -290,6 +303,15 @@ impl Exchange {
 }
 
 impl Note {
+    /// How long a good answer took, as its client saw it. Of one that is not streamed all there is to see is its end.
+    fn got(&self, first_at: Mono, end: Mono) -> Got {
+        let tokens = self.usage.map_or(self.events, |usage| usage.completion_tokens);
+        let gaps = tokens.saturating_sub(1) as f64;
+        let itl_s = (self.is_stream && gaps > 0.0).then(|| end.since(first_at).as_secs_f64() / gaps);
+        let prefill_pod_s = self.prefilled_at.map_or(0.0, |at| at.since(self.started).as_secs_f64());
+        Got { ttft_s: first_at.since(self.started).as_secs_f64(), itl_s, prefill_pod_s }
+    }
+
     const fn new(request_id: RequestId, started: Mono) -> Self {
         Self {
             request_id,
@@ -310,6 +332,9 @@ impl Note {
             hit: Tokens(0),
             events: 0,
             first_at: None,
+            prefilled_at: None,
+            slo: Slo { ttft_s: None, itl_s: None },
+            balance: None,
             plan_us: None,
             phase: Phase::Head,
         }

@@ -30,7 +30,7 @@ use super::reply::Fault;
 use super::routing::Routing;
 use super::rules::Rules;
 use super::shown::Shown;
-use crate::disagg::Pairs;
+use crate::disagg::{Balances, Pairs};
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
 use crate::prefix::Index;
@@ -92,6 +92,8 @@ pub struct Gate {
     pub peers: Peers,
     /// What is known of pods in pairs.
     pub pairs: Pairs,
+    /// What missed promises say of the choice between one pod and two.
+    pub balances: Balances,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Last decisions.
@@ -153,6 +155,7 @@ impl Gate {
             latency: Latency::default(),
             peers: Peers::default(),
             pairs: Pairs::default(),
+            balances: Balances::default(),
             metrics,
             explain,
             safe_mode,

@@ -147,6 +147,7 @@ impl Exchange {
         drop(body);
         if !facts.account.is_empty() {
             self.note.model = Some(ModelName::clone(&facts.account));
+            self.note.slo = self.rules.slo(&facts.model, &self.client.head().headers, self.is_trusted);
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
         self.note.is_stream = facts.is_stream;

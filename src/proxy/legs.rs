@@ -16,13 +16,13 @@ use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::intake::Facts;
 use super::plan::{Avoid, Choice, Pair, Planned};
-use super::prefill::rest;
 use super::reply::Fault;
+use super::side::expired_now;
 use super::upstream::{self, PodConn};
 use crate::base::{Mono, PodId, Tokens};
 use crate::disagg::{
     Act, Check, DecodeFault, Event, Fallback, Lease, Life, Outcome as Ended, PrefillFault, Proof, Rules, Sentinel,
-    Want, decode_body, kv_expired, salted,
+    Want, decode_body, salted,
 };
 use crate::flow::{Failure, Setback, classify};
 use crate::pods::{Attempt, Lien, Outcome, Pod};
@@ -30,8 +30,6 @@ use crate::runtime::{now, spawn_connection};
 
 /// Time to ask a prefill pod whether leases ran out.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
-/// Largest page of metrics that is read for it.
-const PAGE_BYTES_MAX: usize = 8 << 20;
 
 /// Whose blocks a decode reads.
 pub(super) struct Fed {
@@ -69,7 +67,10 @@ impl Fed {
 
 /// What a prefill handed over.
 pub(super) struct Handed {
-    pub(super) params: Vec<u8>,
+    /// `kv_transfer_params` of the decode leg.
+    pub(super) params: Option<Vec<u8>>,
+    /// `X-Request-Id` of the decode leg, if it must be the prefill's.
+    pub(super) request_id: Option<String>,
     pub(super) lease: Lease,
     pub(super) proof: Option<Proof>,
     pub(super) expired_before: Option<u64>,
@@ -142,7 +143,7 @@ impl Exchange {
                 Act::Plan(want) => self.plan_again(facts, &mut course, want, tried),
                 Act::Alone => {
                     self.let_run_out(course.handed.take(), "unused");
-                    self.note.prefill_pod = None;
+                    (self.note.prefill_pod, self.note.prefilled_at) = (None, None);
                     return Ok(Legs::Alone(course.last));
                 }
                 Act::Finish(Ended::Answered) => return Ok(Legs::Answered),
@@ -189,6 +190,7 @@ impl Exchange {
         Ok(match self.prefill_leg(facts, &course.prefill, alarm.as_mut()).await? {
             Ok(done) => {
                 let lease = done.lease;
+                self.note.prefilled_at = Some(now());
                 course.handed = Some(done);
                 course.life.on(Event::PrefillDone(lease), now())
             }
@@ -260,8 +262,9 @@ impl Exchange {
         };
         let pod = course.decode.pod.id;
         let Some(ready) = course.handed.take() else { return Ok(course.life.on(Event::NotPlanned, now())) };
-        let body = decode_body(&self.body_for(facts, &course.decode.pod), &ready.params);
-        let head = self.pod_head(&course.decode, Some(body.len()), &self.note.request_id);
+        let body = decode_body(&self.body_for(facts, &course.decode.pod), ready.params.as_deref());
+        let request_id = ready.request_id.as_deref().unwrap_or(&self.note.request_id);
+        let head = self.pod_head(&course.decode, Some(body.len()), request_id);
         let timing = self.gate.pairs.timing(ready.prefiller.id, pod);
         let sent = now();
         let act = course.life.on(Event::Sending(timing), sent);
@@ -493,15 +496,4 @@ impl Drop for Busy {
 /// Leases that ran out on the endpoint of a pod, by its last reading.
 pub(super) fn expired(pod: &Pod) -> Option<u64> {
     pod.reading.load().as_ref().as_ref().and_then(|reading| reading.kv_expired)
-}
-
-/// The same, asked now.
-async fn expired_now(pod: &Pod) -> Option<u64> {
-    let mut conn = PodConn::connect(pod.spec.addr, LOOK_WITHIN).await.ok()?;
-    let head =
-        format!("GET /metrics HTTP/1.1\r\nhost: {}\r\naccept: */*\r\nconnection: close\r\n\r\n", pod.spec.authority);
-    conn.send(head.as_bytes(), &[]).await.ok()?;
-    conn.head(false).await.ok().filter(|head| head.status.is_success())?;
-    let page = rest(&mut conn, PAGE_BYTES_MAX).await.ok()?;
-    kv_expired(&page, pod.spec.rank)
 }

@@ -33,6 +33,7 @@ pub mod routing;
 pub mod rules;
 pub mod settings;
 mod shown;
+mod side;
 mod sockets;
 mod trace;
 pub mod upstream;

@@ -129,6 +129,8 @@ struct Planner<'a> {
     marks: Option<Arc<Marks>>,
     /// Whether costs are wanted.
     weighs: bool,
+    /// What a second that decoding loses is worth.
+    weight: f64,
 }
 
 type Placed = disagg::Placed<Shown>;
@@ -172,14 +174,15 @@ impl Planner<'_> {
 
     /// What a plan of two pods looks at.
     fn around<'a>(&'a self, settings: &'a Settings) -> Around<'a> {
-        Around { fleet: self.query.fleet, pairs: &self.gate.pairs, settings, now: self.query.now }
+        Around { fleet: self.query.fleet, pairs: &self.gate.pairs, settings, weight: self.weight, now: self.query.now }
     }
 
     /// One pod or two.
     fn plan(&mut self, settings: &Settings, obstacle: Option<Obstacle>, avoid: &Avoid<'_>) -> Plan<Shown> {
         self.weighs = true;
         let query = self.query;
-        let around = Around { fleet: query.fleet, pairs: &self.gate.pairs, settings, now: query.now };
+        let around =
+            Around { fleet: query.fleet, pairs: &self.gate.pairs, settings, weight: self.weight, now: query.now };
         let uncached = |pod| query.request.prompt_tokens.less(query.hits.depth(pod));
         around.plan(obstacle, uncached, |step, handover| {
             self.place(step, handover, if step == Step::Prefill { avoid.prefillers } else { avoid.pods })
@@ -221,6 +224,8 @@ impl Exchange {
     pub(super) fn choose_legs(&mut self, facts: &Facts, avoid: &Avoid<'_>) -> Result<Planned, Fault> {
         let rules = Arc::clone(&self.rules);
         let settings = &rules.disagg;
+        let class = facts.caller.class as usize;
+        self.note.balance.get_or_insert_with(|| self.gate.balances.of(&facts.account, class));
         let pinned = facts.pinned.map(|_| Obstacle::Pinned);
         let is_safe_mode = self.gate.safe_mode.load(Relaxed);
         let obstacle = facts.obstacle.or(pinned).or(is_safe_mode.then_some(Obstacle::SafeMode));
@@ -268,6 +273,7 @@ impl Exchange {
             skips_cache: facts.asks.skips_cache,
             grammar: facts.asks.grammar,
             adapter: adapter(&fleet, &facts.model),
+            ttft_s: self.note.slo.ttft_s,
             media: facts.prompt.as_ref().map_or(0, |prompt| prompt.media),
             session: routing.session(fields),
             head: facts.prompt.as_ref().and_then(|prompt| prompt.chains.first()?.blocks.first().copied()),
@@ -297,6 +303,7 @@ impl Exchange {
             attempt: self.note.attempts + 1,
             marks: marks.clone(),
             weighs: false,
+            weight: self.note.balance.as_ref().map_or(1.0, |balance| balance.weight()),
         };
         let (result, Placed { decision, kept, .. }, split) = decide(&mut planner);
         self.rng = planner.rng;

@@ -12,10 +12,11 @@ use super::intake::Facts;
 use super::legs::{Handed, expired};
 use super::plan::Choice;
 use super::reply::Fault;
+use super::side::decode_params;
 use super::upstream::{self, PodConn, PodFault};
-use crate::api::{json, usage_of_body};
+use crate::api::usage_of_body;
 use crate::base::{Mono, Tokens};
-use crate::disagg::{Handover, Lease, Legs as Asked, PrefillFault, Proof, connector, prefill_body};
+use crate::disagg::{Lease, Legs as Asked, PrefillFault, Proof, connector, prefill_body};
 use crate::flow::Failure;
 use crate::pods::{Attempt, Lien, Outcome};
 use crate::runtime::now;
@@ -38,9 +39,12 @@ impl Exchange {
         let refused = || (PrefillFault::Refused, Failed::new(Failure::Busy, Fault::PodClosed));
         let Some(health) = Attempt::begin(&choice.pod, now(), choice.leave) else { return Ok(Err(refused())) };
         let settings = &self.rules.disagg;
-        let params = connector(settings.connector).prefill_params();
+        // The engine pairs and logs by it: one that the client chose may come twice.
+        let request_id = format!("{}-p{:08x}", self.note.request_id, self.rng.bits() as u32);
+        let connector = connector(settings.connector);
+        let params = connector.prefill_params(&request_id);
         let asked = Asked {
-            params: &params,
+            params: params.as_deref(),
             alternatives: settings.sentinel && facts.sampling.needs_alternatives(),
             token_ids: settings.pass_token_ids,
         };
@@ -49,8 +53,6 @@ impl Exchange {
         let limit = settings.prefill_timeout();
         let mut trial = Trial::begin(&self.gate, facts, choice, health);
         let expired_before = expired(&choice.pod);
-        // The engine pairs and logs by it: one that the client chose may come twice.
-        let request_id = format!("{}-p{:08x}", self.note.request_id, self.rng.bits() as u32);
         let head = self.pod_head(choice, Some(body.len()), &request_id);
         let mut deadline = pin!(sleep(limit));
         let began = now();
@@ -80,23 +82,19 @@ impl Exchange {
         let tokens = usage.map_or(choice.prompt, |usage| Tokens(usage.prompt_tokens));
         let lien = Lien::new(Arc::clone(&choice.pod), tokens);
         trial.settled(usage, Outcome::Good);
-        let handover = Handover {
-            params: json::member(&reply, "kv_transfer_params").unwrap_or_default(),
-            prefiller: choice.pod.spec.addr,
-            rewrite_host: self.rules.disagg.rewrite_host,
-            prompt_token_ids: self.rules.disagg.pass_token_ids.then(|| token_ids(&reply)).flatten(),
-        };
-        let params = match connector(self.rules.disagg.connector).decode_params(&handover) {
+        let settings = &self.rules.disagg;
+        let params = match decode_params(&self.gate, settings, &choice.pod, &request_id, &reply).await {
             Ok(params) => params,
             Err(error) => {
                 tracing::warn!(pod = %choice.pod.id, %error, "a prefill cannot be used");
                 return Ok(Err(lost()));
             }
         };
-        let proof = Proof::of(api, &reply, facts.sampling).filter(|_| self.rules.disagg.sentinel);
-        let lease = Lease::new(quiet, self.rules.disagg.lease());
+        let proof = Proof::of(api, &reply, facts.sampling).filter(|_| settings.sentinel);
+        let lease = Lease::new(quiet, settings.lease());
         let prefiller = Arc::clone(&choice.pod);
-        Ok(Ok(Handed { params, lease, proof, expired_before, prefiller, tokens, lien }))
+        let request_id = connector.is_paired_by_request_id().then_some(request_id);
+        Ok(Ok(Handed { params, request_id, lease, proof, expired_before, prefiller, tokens, lien }))
     }
 
     /// Sends the prefill and reads its answer; with it the last instant at which there was none yet.
@@ -181,12 +179,4 @@ async fn ask(conn: &mut PodConn, head: &[u8], body: &[u8]) -> Result<(http::Stat
     };
     let body = rest(conn, REPLY_BYTES_MAX).await?;
     Ok((head.status, body, looks.0))
-}
-
-/// Token ids of the prompt: at the top of a chat's answer, in the choice of a completion's.
-fn token_ids(reply: &[u8]) -> Option<&[u8]> {
-    let is_list = |ids: &&[u8]| ids.starts_with(b"[");
-    let choice = || json::elements(json::member(reply, "choices")?).next();
-    let own = json::member(reply, "prompt_token_ids").filter(is_list);
-    own.or_else(|| json::member(choice()?, "prompt_token_ids").filter(is_list))
 }

@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 
 use super::gate::Gate;
 use super::prefill::rest;
+use super::side::decode_params;
 use super::upstream::{PodConn, PodFault};
-use crate::api::json;
 use crate::base::{PodId, Tokens};
-use crate::disagg::{Decider, Handover, connector, decode_body};
+use crate::disagg::{Decider, connector, decode_body};
 use crate::pods::{Fleet, Pod, Role};
 use crate::runtime::{now, supervise};
 
@@ -103,28 +103,25 @@ async fn meet(gate: &Gate, prefiller: &Pod, decoder: &Pod, model: &str) -> Optio
     let body = Bytes::from(body);
     // A decoder that is not there must not cost a lease.
     drop(PodConn::connect(decoder.spec.addr, CONNECT_WITHIN).await.ok()?);
-    let reply = post(gate, prefiller, &decode_body(&body, connector.prefill_params().as_bytes())).await.ok()??;
-    let handover = Handover {
-        params: json::member(&reply, "kv_transfer_params").unwrap_or_default(),
-        prefiller: prefiller.spec.addr,
-        rewrite_host: settings.rewrite_host,
-        prompt_token_ids: None,
-    };
-    let params =
-        connector.decode_params(&handover).map_err(|error| tracing::warn!(pod = %prefiller.id, %error)).ok()?;
+    let transfer = format!("first-contact-{:x}", gate.draw());
+    let params = connector.prefill_params(&transfer);
+    let body_with = |params: Option<&[u8]>| decode_body(&body, params);
+    let reply = post(gate, prefiller, &transfer, &body_with(params.as_deref().map(str::as_bytes))).await.ok()??;
+    let params = decode_params(gate, &settings, prefiller, &transfer, &reply).await;
+    let params = params.map_err(|error| tracing::warn!(pod = %prefiller.id, %error)).ok()?;
     let began = now();
-    post(gate, decoder, &decode_body(&body, &params)).await.ok()??;
+    post(gate, decoder, &transfer, &body_with(params.as_deref())).await.ok()??;
     Some(now().since(began))
 }
 
 /// The body of a 200; `None` for another status.
-async fn post(gate: &Gate, pod: &Pod, body: &[u8]) -> Result<Option<Bytes>, PodFault> {
+async fn post(gate: &Gate, pod: &Pod, request_id: &str, body: &[u8]) -> Result<Option<Bytes>, PodFault> {
     let mut conn = PodConn::connect(pod.spec.addr, CONNECT_WITHIN).await?;
     let key = gate.credential().map(|key| format!("authorization: Bearer {}\r\n", key.expose())).unwrap_or_default();
     let rank = pod.spec.rank.map(|rank| format!("x-data-parallel-rank: {rank}\r\n")).unwrap_or_default();
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: \
-         close\r\n{key}{rank}\r\n",
+         close\r\nx-request-id: {request_id}\r\n{key}{rank}\r\n",
         pod.spec.authority,
         body.len()
     );

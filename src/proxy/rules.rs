@@ -9,9 +9,9 @@ use http::header::{self, HeaderMap};
 use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
-use crate::base::ModelName;
+use crate::base::{ModelName, Slo};
 use crate::disagg;
-use crate::flow::{GateSettings, RetrySettings};
+use crate::flow::{GateSettings, RetrySettings, SloSettings};
 
 /// Times allowed towards pods, per model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,8 @@ pub struct Rules {
     pub times: Times,
     /// Times by model.
     pub model_times: HashMap<ModelName, Times>,
+    /// What models promise that differs from the general promise.
+    pub slos: HashMap<ModelName, SloSettings>,
     /// Other names of models: alias to the name pods know.
     pub aliases: HashMap<ModelName, ModelName>,
     /// Decisions are shown to every client that asks.
@@ -121,6 +123,7 @@ impl Default for Rules {
             paths: PathRules::default(),
             times: Times::default(),
             model_times: HashMap::new(),
+            slos: HashMap::new(),
             aliases: HashMap::new(),
             explain: false,
             is_client_logged: false,
@@ -177,6 +180,12 @@ impl Rules {
     pub fn opened_to(&self, fields: &HeaderMap) -> Option<HeaderValue> {
         let origin = fields.get(header::ORIGIN)?;
         self.allow_origin.clone().filter(|allowed| allowed == "*" || allowed == origin)
+    }
+
+    /// What a request to a model is promised, with the fields of its head.
+    pub fn slo(&self, model: &str, fields: &HeaderMap, is_trusted: bool) -> Slo {
+        let own = self.slos.get(model).copied().unwrap_or_default();
+        own.or(self.bounds.slo).of(fields, is_trusted)
     }
 
     /// Times of a model.

@@ -9,6 +9,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::flow::SloSettings;
+
 /// Problems of a struct: field, and what to write instead.
 pub type Problems = Vec<(&'static str, String)>;
 
@@ -256,6 +258,8 @@ pub struct Model {
     pub rewrite_to: Option<String>,
     /// Deadlines of this model that differ from `limits.timeouts`.
     pub timeouts: ModelTimeouts,
+    /// What requests to this model are promised, where it differs from `flow.slo`.
+    pub slo: SloSettings,
 }
 
 /// Settings under `models.<name>.timeouts`.

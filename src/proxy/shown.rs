@@ -59,8 +59,8 @@ impl Split {
         Self {
             chosen: if choice == disagg::Choice::Remote { "remote" } else { "local" },
             reason: reason.as_str(),
-            local_s: costs.and_then(|costs| finite(costs.local.sum())),
-            remote_s: costs.and_then(|costs| finite(costs.remote.sum())),
+            local_s: costs.and_then(|costs| finite(costs.local_s())),
+            remote_s: costs.and_then(|costs| finite(costs.remote_s())),
             prefill: pair.map(|pair| pair.0.to_string()),
             decode: pair.map(|pair| pair.1.to_string()),
         }

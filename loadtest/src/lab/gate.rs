@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate::api::{Anatomy, Api};
-use tidegate::base::{Mono, PodId, Rng, Tokens};
-use tidegate::disagg::{self, Around, Pairs, Placed};
+use tidegate::base::{Mono, PodId, Rng, Slo, Tokens};
+use tidegate::disagg::{self, Around, Balance, Got, Pairs, Placed};
 use tidegate::pods::{
     Attempt, Facts, Fleet, Leave, Lien, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
 };
@@ -227,6 +227,7 @@ pub(crate) struct Replica {
     profile: Arc<Profile>,
     disagg: disagg::Settings,
     pairs: Arc<Pairs>,
+    balance: Balance,
     hits: Hits,
     desk: Desk,
     rng: Rng,
@@ -262,6 +263,7 @@ impl Replica {
             profile: Arc::clone(&policy.profile),
             disagg: policy.disagg.clone(),
             pairs: Arc::new(pairs),
+            balance: Balance::default(),
             hits: Hits::default(),
             desk: Desk::default(),
             rng: Rng::new(seed),
@@ -333,7 +335,8 @@ impl Replica {
             let placed = place(Step::Whole, Handover::default());
             return chosen(Part::Whole, &placed.decision, placed.decision.chosen).map(Planned::One);
         }
-        let around = Around { fleet: &fleet, pairs: &self.pairs, settings: &self.disagg, now };
+        let around =
+            Around { fleet: &fleet, pairs: &self.pairs, settings: &self.disagg, weight: self.balance.weight(), now };
         let plan = around.plan(None, |pod| prompt.less(hits.depth(pod)), place);
         if let (disagg::Choice::Remote, Some(pair)) = (plan.choice, &plan.pair) {
             let prefill = chosen(Part::Prefill, &pair.prefill.decision, Some(pair.prefiller))?;
@@ -359,6 +362,11 @@ impl Replica {
             marks: None,
             guesses: Guesses::default(),
         })
+    }
+
+    /// A request ended well.
+    pub(crate) fn ended(&self, slo: &Slo, got: &Got) {
+        self.balance.ended(slo, got);
     }
 
     /// Keeps room for a decode whose prefill is under way.

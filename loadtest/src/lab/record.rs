@@ -38,6 +38,8 @@ pub(crate) struct Record {
     pub(crate) pod: u32,
     /// Another pod did the prefill.
     pub(crate) is_remote: bool,
+    /// When it had answered.
+    pub(crate) prefilled: Option<u64>,
     /// Blocks of its prompt, as oracles look at them.
     pub(crate) blocks: Option<Arc<[u64]>>,
     /// Blocks that its answer adds, if it is sent back as it was generated.

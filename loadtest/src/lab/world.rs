@@ -9,6 +9,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use tidegate::base::{Mono, PodId, Rng};
+use tidegate::disagg::Got;
 use tidegate::pods::{Outcome, Reading};
 use tidegate::sim::engine::{Event as EngineEvent, EventKind, Job};
 
@@ -384,7 +385,26 @@ impl<'a> World<'a> {
             let has_reasoning = flight.answer.reasoning > 0;
             trial.settled(self.now, flight.has_usage.then_some(told), has_reasoning, || render::text(pool, &piece));
         }
+        self.promise_kept_or_not(number);
         self.end(number, End::Good);
+    }
+
+    /// Tells the gate what a client was promised and got.
+    fn promise_kept_or_not(&mut self, number: usize) {
+        let Some((flight, record)) = self.flights.get(number).zip(self.log.records.get(number)) else { return };
+        let Some((gate, first)) =
+            self.gates.get(flight.gate as usize).zip(record.first).filter(|_| flight.asked.is_some())
+        else {
+            return;
+        };
+        let gaps = record.output_tokens.saturating_sub(1);
+        let since = |at: u64| self.now.0.saturating_sub(at) as f64 / 1e6;
+        let got = Got {
+            ttft_s: first.saturating_sub(record.arrived) as f64 / 1e6,
+            itl_s: (gaps > 0).then(|| since(first) / gaps as f64),
+            prefill_pod_s: record.prefilled.map_or(0.0, |at| at.saturating_sub(record.arrived) as f64 / 1e6),
+        };
+        gate.ended(&self.cell.promise(record.prompt_tokens), &got);
     }
 
     /// A request is over: the session goes on.

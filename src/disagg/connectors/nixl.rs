@@ -4,6 +4,8 @@
 //! decoder told `do_remote_prefill` without the rest dies on an assertion, so every member it reads is checked here. Keys:
 //! since 0.16 `remote_engine_id`, `remote_request_id`, `remote_host`, `remote_port`, `remote_block_ids`, `tp_size`; what later
 //! versions add is handed on unread.
+use std::time::Duration;
+
 use crate::api::json;
 use crate::disagg::connector::{BadReply, Connector, Handover};
 
@@ -11,12 +13,12 @@ use crate::disagg::connector::{BadReply, Connector, Handover};
 pub(super) struct Nixl;
 
 impl Connector for Nixl {
-    fn prefill_params(&self) -> String {
-        r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#
-            .to_owned()
+    fn prefill_params(&self, _transfer: &str) -> Option<String> {
+        let params = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
+        Some(params.to_owned())
     }
 
-    fn decode_params(&self, handover: &Handover<'_>) -> Result<Vec<u8>, BadReply> {
+    fn decode_params(&self, handover: &Handover<'_>) -> Result<Option<Vec<u8>>, BadReply> {
         let params = handover.params;
         if !params.starts_with(b"{") {
             return Err(BadReply::Nothing);
@@ -38,7 +40,12 @@ impl Connector for Nixl {
             out.extend_from_slice(ids);
         }
         out.push(b'}');
-        Ok(out)
+        Ok(Some(out))
+    }
+
+    /// `kv_lease_duration`.
+    fn lease(&self) -> Duration {
+        Duration::from_secs(30)
     }
 }
 
@@ -103,8 +110,16 @@ mod tests {
     fn made(told: &Value, rewrite_host: bool, ids: Option<&[u8]>) -> Result<Value, BadReply> {
         let text = told.to_string();
         let prefiller = ([10, 0, 0, 7], 8_000).into();
-        let handover = Handover { params: text.as_bytes(), prefiller, rewrite_host, prompt_token_ids: ids };
-        Nixl.decode_params(&handover).map(|made| serde_json::from_slice(&made).unwrap())
+        let handover = Handover {
+            params: text.as_bytes(),
+            transfer: "",
+            prefiller,
+            port: 0,
+            engine: None,
+            rewrite_host,
+            prompt_token_ids: ids,
+        };
+        Nixl.decode_params(&handover).map(|made| serde_json::from_slice(&made.unwrap()).unwrap())
     }
 
     #[test]

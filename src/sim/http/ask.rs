@@ -65,7 +65,7 @@ pub(super) struct Ask {
     /// Cached prompt tokens as another pod told them.
     pub(super) told_cached: Option<u64>,
     /// Its blocks are kept for another pod.
-    pub(super) keeps: bool,
+    pub(super) keeps: Option<String>,
 }
 
 /// Parses JSON, with vLLM's errors.
@@ -127,7 +127,7 @@ impl Ask {
             salt: body.get("cache_salt").and_then(Value::as_str).map(str::to_owned),
             temperature: body.get("temperature").and_then(Value::as_f64).unwrap_or(1.0),
             told_cached: None,
-            keeps: false,
+            keeps: None,
         })
     }
 

@@ -1,12 +1,11 @@
-//! Handing KV blocks from one simulated pod to another, after vLLM 0.32's `NixlConnector`.
+//! Handing KV blocks from one simulated pod to another, after vLLM 0.32's connectors, `NixlConnector` before all.
 //!
 //! A prefill pod keeps the blocks of an answered `do_remote_decode` request under a lease and tells where they are. A decode
 //! pod asked with `do_remote_prefill` makes first contact, sends heartbeats, reads, and lets go. Reading blocks that were let go
 //! and overwritten is no error: the answer has wrong text, and the decoder's prefix cache is poisoned under the right hashes.
 //! The side channel of the real thing is ZMQ and RDMA; here it is HTTP on the pod's own port, below `/sim/kv/`.
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -20,6 +19,7 @@ use super::connection::Exchange;
 use super::host;
 use super::log::Ended;
 use super::ranks::{Blocks, Rank, Run};
+use super::transfer::{Asks, Peer, SimConnector};
 use super::wire::Reply;
 use crate::base::Mono;
 
@@ -41,11 +41,22 @@ pub struct Handover {
     pub tokens_per_s: f64,
     /// What a decoder does that cannot read (`kv_load_failure_policy`): recompute, or fail.
     pub recomputes: bool,
+    /// How they are handed over.
+    pub connector: SimConnector,
 }
+
+/// What the simulated pods of this process have put into their common storage.
+static STORED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 impl Default for Handover {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(30), contact: Duration::ZERO, tokens_per_s: f64::INFINITY, recomputes: false }
+        Self {
+            lease: Duration::from_secs(30),
+            contact: Duration::ZERO,
+            tokens_per_s: f64::INFINITY,
+            recomputes: false,
+            connector: SimConnector::default(),
+        }
     }
 }
 
@@ -93,19 +104,20 @@ impl Leases {
     }
 
     /// Answers a call of the side channel, `ENGINE/REQUEST/VERB`.
-    pub(super) fn called(&self, engine: &str, path: &str, lease: Duration) -> Option<Reply> {
+    pub(super) fn called(&self, engine: &str, path: &str, config: &Handover) -> Option<Reply> {
         let now = host::now();
         self.settle(now);
         let mut parts = path.strip_prefix(SIDE_CHANNEL)?.splitn(3, '/');
         let (Some(asked), Some(request), Some(verb)) = (parts.next(), parts.next(), parts.next()) else { return None };
-        if asked != engine {
+        if asked != engine && asked != "-" {
             return None;
         }
         let mut held = self.held.lock();
         let found = held.get_mut(request)?;
         match verb {
-            "beat" if !found.is_over => found.until = found.until.max(now.after(lease * 2 / 3)),
+            "beat" if !found.is_over => found.until = found.until.max(now.after(config.lease * 2 / 3)),
             "beat" => {}
+            "read" if found.is_over && !config.connector.reads_what_is_over() => return None,
             "read" | "drop" => {
                 let is_intact = found.rank.is_intact(&found.blocks);
                 self.late.fetch_add(u64::from(found.is_over), Relaxed);
@@ -121,31 +133,9 @@ impl Leases {
     }
 }
 
-/// Whether a body asks for its blocks to be kept.
-pub(super) fn asks_to_keep(body: &Value) -> bool {
-    is_true(body, "do_remote_decode")
-}
-
-/// Whether a body says that its blocks are elsewhere.
-pub(super) fn asks_to_load(body: &Value) -> bool {
-    is_true(body, "do_remote_prefill")
-}
-
-fn is_true(body: &Value, name: &str) -> bool {
-    body.get("kv_transfer_params").and_then(|params| params.get(name)).and_then(Value::as_bool) == Some(true)
-}
-
-/// Whether the parameters of a decode leg lack what vLLM's scheduler asserts on.
-pub(super) fn is_deadly(body: &Value) -> bool {
-    let params = body.get("kv_transfer_params");
-    let is_there = |name: &&str| params.and_then(|params| params.get(*name)).is_some_and(|value| !value.is_null());
-    let needed = ["remote_block_ids", "remote_engine_id", "remote_request_id", "remote_host", "remote_port", "tp_size"];
-    asks_to_load(body) && !needed.iter().all(is_there)
-}
-
-/// Puts the blocks of a finished run under a lease and tells where they are.
-pub(super) fn keep(x: &Exchange<'_>, run: &mut Run, tokens: u64) -> Value {
-    let fault = x.plan.kv;
+/// Puts the blocks of a finished run under a lease, by this name, and tells where they are.
+pub(super) fn keep(x: &Exchange<'_>, run: &mut Run, name: &str, tokens: u64) -> Value {
+    let (fault, connector) = (x.plan.kv, x.pod.config.handover.connector);
     if fault.gives_nothing {
         return Value::Null;
     }
@@ -153,13 +143,21 @@ pub(super) fn keep(x: &Exchange<'_>, run: &mut Run, tokens: u64) -> Value {
     let until = if fault.expires { now } else { now.after(lease) };
     let Some((rank, job, blocks)) = run.kept() else { return Value::Null };
     let ids: Vec<u32> = blocks.iter().map(|block| block.0).collect();
+    if connector == SimConnector::SharedStorage {
+        rank.release(job);
+        STORED.lock().insert(name.to_owned());
+        return Value::Null;
+    }
     let held = Held { rank, job, blocks, until, is_over: false };
-    x.life.leases.held.lock().insert(x.id.clone(), held);
+    x.life.leases.held.lock().insert(name.to_owned(), held);
+    if !connector.tells() {
+        return Value::Null;
+    }
     let mut params = json!({
         "do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [ids], "remote_engine_id": x.life.engine,
         "remote_request_id": x.id, "remote_host": x.pod.addr.ip().to_string(), "remote_port": x.pod.addr.port(),
         "tp_size": 1, "dcp_size": 1, "pp_size": 1, "remote_num_tokens": tokens, "remote_blocks_expiry_time": null,
-        "transfer_mode": "pull", "remote_prefill_cached_tokens": run.cached(),
+        "transfer_mode": if connector == SimConnector::NixlPush { "push" } else { "pull" }, "remote_prefill_cached_tokens": run.cached(),
     });
     if fault.lacks_port
         && let Some(params) = params.as_object_mut()
@@ -183,15 +181,19 @@ pub(super) enum Loaded {
     Recomputes,
 }
 
-/// Loads the blocks that the body names, as the decode pod of the request.
-pub(super) async fn load(x: &mut Exchange<'_>, body: &Value, tokens: u64) -> Result<Loaded, Ended> {
+/// Loads the blocks that are elsewhere, as the decode pod of the request.
+pub(super) async fn load(x: &mut Exchange<'_>, peer: &Peer, tokens: u64) -> Result<Loaded, Ended> {
     let fault = x.plan.kv;
     if let Some(stall) = fault.stalls {
         x.wire.wait(stall).await?;
     }
     let config = x.pod.config.handover;
-    let failed = if config.recomputes { Loaded::Recomputes } else { Loaded::Failed };
-    let Some(peer) = Peer::of(body) else { return Ok(failed) };
+    let is_soft = matches!(config.connector, SimConnector::Offloading | SimConnector::SharedStorage);
+    let failed = if config.recomputes || is_soft { Loaded::Recomputes } else { Loaded::Failed };
+    if config.connector == SimConnector::SharedStorage {
+        let is_there = STORED.lock().contains(&peer.request);
+        return Ok(if is_there && !fault.fails { Loaded::Given { is_wrong: fault.garbles } } else { failed });
+    }
     if fault.fails {
         return Ok(failed);
     }
@@ -220,8 +222,10 @@ pub(super) async fn load(x: &mut Exchange<'_>, body: &Value, tokens: u64) -> Res
 }
 
 /// The decode pod refuses the request: it tells the prefiller to let go.
-pub(super) async fn reject(x: &mut Exchange<'_>, body: &Value) -> Result<(), Ended> {
-    if let Some(peer) = Peer::of(body).filter(|_| asks_to_load(body)) {
+pub(super) async fn reject(x: &mut Exchange<'_>, asks: &Asks) -> Result<(), Ended> {
+    if let Asks::Load(peer) = asks
+        && x.pod.config.handover.connector.tells()
+    {
         // A prefiller that is gone keeps nothing either.
         drop(x.wire.until(peer.call("drop")).await?);
     }
@@ -233,21 +237,7 @@ pub(super) fn told_cached(body: &Value) -> Option<u64> {
     body.get("kv_transfer_params")?.get("remote_prefill_cached_tokens")?.as_u64()
 }
 
-struct Peer {
-    addr: SocketAddr,
-    engine: String,
-    request: String,
-}
-
 impl Peer {
-    fn of(body: &Value) -> Option<Self> {
-        let params = body.get("kv_transfer_params")?;
-        let text = |name: &str| params.get(name).and_then(Value::as_str).map(str::to_owned);
-        let host: IpAddr = text("remote_host")?.parse().ok()?;
-        let port = u16::try_from(params.get("remote_port")?.as_u64()?).ok()?;
-        Some(Self { addr: (host, port).into(), engine: text("remote_engine_id")?, request: text("remote_request_id")? })
-    }
-
     async fn call(&self, verb: &str) -> io::Result<Value> {
         let called = async {
             let mut stream = TcpStream::connect(self.addr).await?;

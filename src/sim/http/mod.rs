@@ -31,6 +31,7 @@ mod script;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod transfer;
 mod wire;
 
 pub use config::{Serves, SimConfig, SimRole};
@@ -39,3 +40,4 @@ pub use handover::Handover;
 pub use log::{Arrival, Ended};
 pub use pod::SimPod;
 pub use script::{Cut, Fault, Framing, KvFault, MetricsFault, Rule, Script};
+pub use transfer::SimConnector;

@@ -19,6 +19,7 @@ use super::ranks::{Run, Sequence, Transfer};
 use super::refuse::{Refused, Shape, detail};
 use super::responses::{Frame, ResponseStream};
 use super::tokens;
+use super::transfer::{Asks, SimConnector};
 use super::wire::{Reply, Step};
 use crate::sim::engine::Refusal;
 
@@ -34,6 +35,7 @@ enum Route<'a> {
     Stored { id: &'a str, is_cancel: bool },
     Ping,
     SideChannel,
+    Bootstrap,
     Development,
     Unknown,
 }
@@ -72,6 +74,7 @@ fn route(path: &str, serves: Serves) -> Route<'_> {
             }
         }
         _ if path.starts_with(handover::SIDE_CHANNEL) => Route::SideChannel,
+        "/query" => Route::Bootstrap,
         _ => match path.strip_prefix("/v1/responses/") {
             Some(rest) if serves == Serves::Generate && !rest.is_empty() => match rest.strip_suffix("/cancel") {
                 Some(id) => Route::Stored { id, is_cancel: true },
@@ -99,7 +102,7 @@ pub(super) async fn answer(x: &mut Exchange<'_>) -> Step {
     }
     let route = route(&head.path, config.serves);
     let method = match route {
-        Route::Get | Route::SideChannel | Route::Stored { is_cancel: false, .. } => "GET",
+        Route::Get | Route::SideChannel | Route::Bootstrap | Route::Stored { is_cancel: false, .. } => "GET",
         Route::Ping if head.method == "GET" => "GET",
         Route::Unknown => return x.wire.reply(&detail(404)).await,
         _ => "POST",
@@ -126,14 +129,17 @@ pub(super) async fn answer(x: &mut Exchange<'_>) -> Step {
             Reply::with(200, None, Vec::new())
         }
         Route::SideChannel => {
-            let lease = config.handover.lease;
-            x.life.leases.called(&x.life.engine, &head.path, lease).unwrap_or_else(|| detail(404))
+            let called = x.life.leases.called(&x.life.engine, &head.path, &config.handover);
+            called.unwrap_or_else(|| detail(404))
+        }
+        Route::Bootstrap if config.handover.connector == SimConnector::Mooncake && config.role == SimRole::Prefill => {
+            Reply::json(serde_json::json!({"0": {"engine_id": x.life.engine, "worker_addr": {}}}).to_string())
         }
         Route::Stored { id, is_cancel } => stored(x, id, is_cancel),
         Route::Tokenize | Route::Detokenize | Route::CountTokens | Route::Render(_) => {
             body_of(x).and_then(|body| pure(x, &route, &body)).map_or_else(|refused| refuse(x, &refused), Reply::json)
         }
-        Route::Unknown => detail(404),
+        Route::Bootstrap | Route::Unknown => detail(404),
     };
     x.wire.reply(&reply).await
 }
@@ -264,27 +270,27 @@ async fn generate(x: &mut Exchange<'_>, face: Face) -> Step {
     if face == Face::Generate && !x.pod.config.scale_out {
         return x.wire.reply(&not_enabled().reply(Shape::OpenAi)).await;
     }
-    let has_connector = x.pod.config.role != SimRole::Both;
-    if has_connector && handover::is_deadly(&body) {
+    let asks = x.pod.config.handover.connector.asks(x.pod.config.role, &x.id, &body);
+    if asks == Asks::Death {
         x.pod.crash();
         return x.wire.reply(&Refused::internal().reply(Shape::OpenAi)).await;
     }
     let mut ask = match read(x, face, &body) {
         Ok(ask) => ask,
         Err(refused) => {
-            handover::reject(x, &body).await?;
+            handover::reject(x, &asks).await?;
             let reply = refuse(x, &refused);
             return x.wire.reply(&reply).await;
         }
     };
     // A stream never tells where its blocks are (vLLM 0.32).
-    let keeps = has_connector && !ask.is_streamed && handover::asks_to_keep(&body);
+    let keeps = matches!(asks, Asks::Keep(_)) && !ask.is_streamed;
     let mut transfer = Transfer { keeps, ..Transfer::default() };
-    if has_connector && handover::asks_to_load(&body) {
+    if let Asks::Load(peer) = &asks {
         if ask.is_streamed {
             x.wire.begin_stream().await?;
         }
-        match handover::load(x, &body, ask.prompt_tokens()).await? {
+        match handover::load(x, peer, ask.prompt_tokens()).await? {
             Loaded::Given { is_wrong } => {
                 (transfer.is_given, transfer.is_wrong) = (true, is_wrong);
                 ask.told_cached = handover::told_cached(&body);
@@ -303,7 +309,7 @@ async fn generate(x: &mut Exchange<'_>, face: Face) -> Step {
     if run.is_wrong() {
         ask.wanted.iter_mut().for_each(|wanted| wanted.seed = !wanted.seed);
     }
-    ask.keeps = keeps;
+    ask.keeps = if let (Asks::Keep(name), true) = (asks, keeps) { Some(name) } else { None };
     let previous = body.get("previous_response_id").and_then(Value::as_str).map(str::to_owned);
     let previous = previous.as_deref();
     let is_stored = body.get("store").and_then(Value::as_bool) != Some(false);
@@ -391,7 +397,10 @@ async fn whole(
             frame.whole(hit)
         }
     };
-    let body = if ask.keeps { with_params(&body, &handover::keep(x, &mut run, ask.prompt_tokens())) } else { body };
+    let body = match &ask.keeps {
+        Some(name) => with_params(&body, &handover::keep(x, &mut run, name, ask.prompt_tokens())),
+        None => body,
+    };
     let mut reply = Reply::json(body);
     if matches!(face, Face::Chat | Face::Completions) {
         reply.fields.extend(load_report(x).map(|report| ("endpoint-load-metrics", report)));

@@ -29,7 +29,8 @@ impl World<'_> {
     /// The prefill of a request has answered.
     pub(super) fn prefilled(&mut self, number: usize) {
         let now = self.now;
-        let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get(number)) else { return };
+        let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get_mut(number)) else { return };
+        record.prefilled = Some(now.0);
         let prefiller = flight.at as usize;
         let course = flight.course.replace(Course::Decode { prefiller });
         let (Some(Course::Prefill { decode, .. }), Some(mut trial)) = (course, flight.trial.take()) else { return };
