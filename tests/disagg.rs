@@ -427,7 +427,7 @@ async fn two_thousand_good_requests_raise_no_alarm() {
 }
 
 /// One prefill pod and two decode pods with another connector; the gate is told the port of the side service.
-async fn with_connector(connector: SimConnector, name: &str) -> Trio {
+async fn with_connector(connector: SimConnector, name: &str, prewarm: bool) -> Trio {
     let of = |role| {
         let handover = Handover { connector, ..Handover::default() };
         SimPod::start(SimConfig { handover, ..config(role) })
@@ -435,7 +435,7 @@ async fn with_connector(connector: SimConnector, name: &str) -> Trio {
     let prefill = vec![of(SimRole::Prefill).await.unwrap()];
     let decode = vec![of(SimRole::Decode).await.unwrap(), of(SimRole::Decode).await.unwrap()];
     let port = prefill[0].addr().port();
-    let yaml = format!("disaggregation: {{connector: {name}, decider: always, kv_port: {port}}}\n");
+    let yaml = format!("disaggregation: {{connector: {name}, decider: always, kv_port: {port}, prewarm: {prewarm}}}\n");
     let addrs = |pods: &[SimPod]| pods.iter().map(SimPod::addr).collect::<Vec<SocketAddr>>();
     let gate = Gate::with_roles(&addrs(&prefill), &addrs(&decode), &yaml).await;
     Trio { gate, prefill, decode }
@@ -451,7 +451,7 @@ const CONNECTORS: [(SimConnector, &str); 4] = [
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_connector_hands_over_what_its_pods_read() {
     for (connector, name) in CONNECTORS {
-        let trio = with_connector(connector, name).await;
+        let trio = with_connector(connector, name, true).await;
         let asked = tokio::time::timeout(Duration::from_secs(30), async {
             // The pairs meet within a second or so; until then one pod serves.
             for round in 0_u64.. {
@@ -486,7 +486,7 @@ async fn given_tokens(pod: &SimPod) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_cannot_speak_to_any_connector() {
     for (connector, name) in CONNECTORS {
-        let trio = with_connector(connector, name).await;
+        let trio = with_connector(connector, name, false).await;
         for params in [
             json!({"do_remote_prefill": true}),
             json!({"do_remote_prefill": true, "transfer_id": "x", "remote_engine_id": "e", "remote_bootstrap_addr": "http://127.0.0.1:1"}),
@@ -499,6 +499,7 @@ async fn a_client_cannot_speak_to_any_connector() {
             assert_eq!(answer.status, 200, "{name}: {}", answer.text());
             assert_eq!(text_of(CHAT, &body, &answer), wanted.texts[0], "{name}");
         }
+        assert_eq!(trio.count("remote_total{reason=\"always\"}").await, 3, "{name}");
         trio.gate.finish().await;
     }
 }

@@ -63,6 +63,18 @@ pub trait Connector: Send + Sync {
         false
     }
 
+    /// Whether a decoder may read blocks that were let go, and the pod counts leases that ran out
+    /// (`vllm:nixl_num_kv_expired_reqs_total`). With the other ways a decoder that comes too late is refused.
+    fn counts_expired(&self) -> bool {
+        false
+    }
+
+    /// Whether a prefill hands over only if it ended because of its length (`finish_reason`), and not with a token that ends
+    /// answers.
+    fn needs_capped(&self) -> bool {
+        false
+    }
+
     /// Path on the side service at which a pod tells the name of its engine; `None`: nobody has to know it.
     fn engine_path(&self) -> Option<&'static str> {
         None

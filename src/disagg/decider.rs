@@ -128,7 +128,7 @@ pub fn weigh(settings: &Settings, obstacle: Option<Obstacle>, costs: Option<&Cos
             (of(costs.uncached.0 >= settings.uncached_tokens_min), Reason::UncachedTokens)
         }
         (Decider::Cost, Some(costs)) => {
-            (of(costs.remote_s() < costs.local_s() - HYSTERESIS * costs.local.first_s), Reason::Cost)
+            (of(costs.remote_s() + HYSTERESIS * costs.local.first_s.min(1e9) < costs.local_s()), Reason::Cost)
         }
     }
 }
@@ -152,6 +152,8 @@ mod tests {
         assert_eq!(of(Decider::Cost, Some(costs(2.0, 1.0, 9))), (Choice::Remote, Reason::Cost));
         assert_eq!(of(Decider::Cost, Some(costs(2.0, 1.96, 9))), (Choice::Local, Reason::Cost));
         assert_eq!(of(Decider::Cost, None), (Choice::Local, Reason::NoPair));
+        let impossible = Costs { local: Way::IMPOSSIBLE, ..costs(0.0, 9.0, 9) };
+        assert_eq!(of(Decider::Cost, Some(impossible)), (Choice::Remote, Reason::Cost));
         assert_eq!(of(Decider::Always, Some(costs(1.0, 9.0, 9))), (Choice::Remote, Reason::Always));
         assert_eq!(of(Decider::Never, Some(costs(9.0, 1.0, 999))), (Choice::Local, Reason::Never));
         for (uncached, choice) in [(99, Choice::Local), (100, Choice::Remote)] {

@@ -1,5 +1,6 @@
 //! What of the API cannot be prefilled on one pod and decoded on another (vLLM 0.32, NIXL): more than one sequence strands
 //! blocks until their lease ends, and what is computed over the prompt itself is not handed over.
+use super::connector::Connector;
 use crate::api::{Anatomy, Api, json, lax};
 
 /// Why a request must stay on one pod.
@@ -49,7 +50,13 @@ impl Obstacle {
 }
 
 /// What keeps a request on one pod; `None` if it can be split.
-pub fn obstacle(anatomy: &Anatomy<'_>) -> Option<Obstacle> {
+pub fn obstacle(anatomy: &Anatomy<'_>, connector: &dyn Connector) -> Option<Obstacle> {
+    // Only of these is it known that the engine's name for a request is the `X-Request-Id`, and how their answers tell why
+    // they ended.
+    let is_plain = matches!(anatomy.api, Api::Chat | Api::Completions);
+    if !is_plain && (connector.is_paired_by_request_id() || connector.needs_capped()) {
+        return Some(Obstacle::Api);
+    }
     let sampling = anatomy.value("sampling_params");
     let value = |name: &str| anatomy.value(name).or_else(|| sampling.and_then(|object| json::member(object, name)));
     let is_set = |name: &str| value(name).is_some_and(|value| !matches!(value, b"null" | b"false" | b"0"));
@@ -83,6 +90,7 @@ fn is_batch(prompt: Option<&[u8]>) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::{ConnectorName, connector};
     use super::*;
 
     #[test]
@@ -105,7 +113,12 @@ mod tests {
             (Api::Embeddings, r#"{"input":"a"}"#, Some(Obstacle::Api)),
         ] {
             let anatomy = Anatomy::read(api, body.as_bytes()).unwrap();
-            assert_eq!(obstacle(&anatomy), expected, "{body}");
+            assert_eq!(obstacle(&anatomy, connector(ConnectorName::Nixl)), expected, "{body}");
+            for name in [ConnectorName::NixlPush, ConnectorName::Mooncake] {
+                let is_plain = matches!(api, Api::Chat | Api::Completions);
+                let expected = if is_plain { expected } else { Some(Obstacle::Api) };
+                assert_eq!(obstacle(&anatomy, connector(name)), expected, "{name:?} {body}");
+            }
         }
     }
 }

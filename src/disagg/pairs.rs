@@ -64,8 +64,8 @@ struct Known {
     epochs: HashMap<u64, u64>,
     /// Transfers under way out of a prefiller.
     busy: HashMap<PodId, u32>,
-    /// Names of prefillers' engines, where they had to be asked for.
-    engines: HashMap<PodId, Arc<str>>,
+    /// Names of prefillers' engines, where they had to be asked for; if one told none, until when it is not asked again.
+    engines: HashMap<PodId, Result<Arc<str>, Mono>>,
 }
 
 /// What is known of all pairs.
@@ -127,14 +127,19 @@ impl Pairs {
         seen.push_back(took);
     }
 
-    /// Name of a prefiller's engine, if it was told.
-    pub fn engine(&self, prefiller: PodId) -> Option<Arc<str>> {
-        self.known.lock().engines.get(&prefiller).cloned()
+    /// Name of a prefiller's engine as it was told, `Some(None)` if it told none a while ago; `None`: it is to be asked.
+    pub fn engine(&self, prefiller: PodId, now: Mono) -> Option<Option<Arc<str>>> {
+        match self.known.lock().engines.get(&prefiller)? {
+            Ok(name) => Some(Some(Arc::clone(name))),
+            Err(until) => (now < *until).then_some(None),
+        }
     }
 
-    /// A prefiller told the name of its engine.
-    pub fn told_engine(&self, prefiller: PodId, engine: &str) {
-        self.known.lock().engines.insert(prefiller, engine.into());
+    /// A prefiller told the name of its engine, or did not and is not asked again before `until`.
+    pub fn told_engine(&self, prefiller: PodId, engine: Option<&str>, until: Mono) -> Option<Arc<str>> {
+        let name: Option<Arc<str>> = engine.map(Into::into);
+        self.known.lock().engines.insert(prefiller, name.clone().ok_or(until));
+        name
     }
 
     /// They failed: not to be used until then, and first contact has to be made again.

@@ -73,7 +73,7 @@ pub struct Settings {
     /// Longest time for a prefill, in seconds.
     pub prefill_timeout_s: f64,
     /// Check, before anything reaches the client, that the decoder read what the prefiller wrote: its first token against the
-    /// prefiller's own and, if that came late, the prefill pod's count of leases that ran out.
+    /// prefiller's own and, with NIXL, if that came late, the prefill pod's count of leases that ran out.
     pub sentinel: bool,
     /// Make each pair's first contact when it is discovered, by a request of a few tokens.
     pub prewarm: bool,

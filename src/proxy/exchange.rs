@@ -71,6 +71,10 @@ pub(super) struct Note {
     /// When the prefill of a request on two pods had answered.
     pub(super) prefilled_at: Option<Mono>,
     pub(super) slo: Slo,
+    /// What of it was configured or asked by a trusted caller: only this teaches, or anybody could steer where others go.
+    pub(super) vouched: Slo,
+    /// When the body was there.
+    pub(super) read_at: Option<Mono>,
     /// Learns from it; `None` where no pod only prefills.
     pub(super) balance: Option<Arc<Balance>>,
     pub(super) plan_us: Option<u64>,
@@ -245,10 +249,11 @@ impl Exchange {
             && note.api.is_some_and(Api::generates)
         {
             model.ttft.observe(first_at.since(note.started));
-            if cause == Cause::Ok {
+            // Of an answer that is not streamed the first token is not seen.
+            if cause == Cause::Ok && note.is_stream {
                 let got = note.got(first_at, end);
                 if let Some(balance) = &note.balance {
-                    balance.ended(&note.slo, &got);
+                    balance.ended(&note.vouched, &got);
                 }
                 note.slo.judge(got.ttft_s, got.itl_s).into_iter().for_each(|verdict| gate.metrics.slo.inc(verdict));
             }
@@ -303,13 +308,14 @@ impl Exchange {
 }
 
 impl Note {
-    /// How long a good answer took, as its client saw it. Of one that is not streamed all there is to see is its end.
+    /// How long a good stream took, as its client saw it, from the end of its body on.
     fn got(&self, first_at: Mono, end: Mono) -> Got {
         let tokens = self.usage.map_or(self.events, |usage| usage.completion_tokens);
         let gaps = tokens.saturating_sub(1) as f64;
-        let itl_s = (self.is_stream && gaps > 0.0).then(|| end.since(first_at).as_secs_f64() / gaps);
-        let prefill_pod_s = self.prefilled_at.map_or(0.0, |at| at.since(self.started).as_secs_f64());
-        Got { ttft_s: first_at.since(self.started).as_secs_f64(), itl_s, prefill_pod_s }
+        let began = self.read_at.unwrap_or(self.started);
+        let itl_s = (gaps > 0.0).then(|| end.since(first_at).as_secs_f64() / gaps);
+        let prefill_pod_s = self.prefilled_at.map_or(0.0, |at| at.since(began).as_secs_f64());
+        Got { ttft_s: first_at.since(began).as_secs_f64(), itl_s, prefill_pod_s }
     }
 
     const fn new(request_id: RequestId, started: Mono) -> Self {
@@ -334,6 +340,8 @@ impl Note {
             first_at: None,
             prefilled_at: None,
             slo: Slo { ttft_s: None, itl_s: None },
+            vouched: Slo { ttft_s: None, itl_s: None },
+            read_at: None,
             balance: None,
             plan_us: None,
             phase: Phase::Head,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
 use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 
@@ -138,6 +138,7 @@ impl Exchange {
     /// Reads a JSON request and sends it to a pod that serves its model. Without an API the body is passed as it is.
     pub(super) async fn balanced(&mut self, api: Option<Api>) -> Result<(), End> {
         let body = self.read_body().await?;
+        self.note.read_at = Some(now());
         self.at(Phase::Body);
         let facts = match api {
             Some(api) => self.facts(api, &body)?,
@@ -147,7 +148,10 @@ impl Exchange {
         drop(body);
         if !facts.account.is_empty() {
             self.note.model = Some(ModelName::clone(&facts.account));
-            self.note.slo = self.rules.slo(&facts.model, &self.client.head().headers, self.is_trusted);
+            let fields = &self.client.head().headers;
+            self.note.slo = self.rules.slo(&facts.model, fields, self.is_trusted);
+            let own_word = if self.is_trusted { fields } else { &HeaderMap::new() };
+            self.note.vouched = self.rules.slo(&facts.model, own_word, true);
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
         self.note.is_stream = facts.is_stream;
@@ -230,7 +234,7 @@ impl Exchange {
         self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
         let body = splice(body, &anatomy, &edits);
         let (obstacle, sampling) = if fleet.has_prefill {
-            (disagg::obstacle(&anatomy), Sampling::of(&anatomy))
+            (disagg::obstacle(&anatomy, disagg::connector(self.rules.disagg.connector)), Sampling::of(&anatomy))
         } else {
             (Some(Obstacle::Api), Sampling::Unknown)
         };

@@ -22,7 +22,7 @@ use super::upstream::{self, PodConn};
 use crate::base::{Mono, PodId, Tokens};
 use crate::disagg::{
     Act, Check, DecodeFault, Event, Fallback, Lease, Life, Outcome as Ended, PrefillFault, Proof, Rules, Sentinel,
-    Want, decode_body, salted,
+    Want, connector, decode_body, salted,
 };
 use crate::flow::{Failure, Setback, classify};
 use crate::pods::{Attempt, Lien, Outcome, Pod};
@@ -275,6 +275,7 @@ impl Exchange {
         }
         let prefiller = ready.prefiller.id;
         self.sending(facts, &mut trial, ready, sent);
+        self.let_go_unseen(facts, &mut trial, pod);
         (self.note.pod, self.note.hit) = (Some(pod), course.decode.hit);
         let was_pooled = conn.reused;
         let asked = match self.ask(&mut conn, &head, &body, alarm.as_mut()).await? {
@@ -339,6 +340,19 @@ impl Exchange {
         self.note.attempts += 1;
         self.in_flight.model().attempt();
         self.at(Phase::Dispatch);
+    }
+
+    /// The first token of an answer that is not streamed is not seen: the prefill pod has its room and its link back when the
+    /// blocks are likely to be over.
+    fn let_go_unseen(&self, facts: &Facts, trial: &mut Trial<'_>, decoder: PodId) {
+        let Some(fed) = trial.fed.as_mut().filter(|_| !facts.is_stream) else { return };
+        let wire = self.gate.pairs.wire(fed.prefiller.id, decoder, fed.sent);
+        let takes = Duration::from_secs_f64(wire.setup_s + wire.token_s * fed.tokens.0 as f64);
+        let held = fed.held.take();
+        spawn_connection(async move {
+            sleep(takes).await;
+            drop(held);
+        });
     }
 
     /// What a failed decode means for the life of the request.
@@ -436,6 +450,10 @@ impl Exchange {
     /// Asks the prefill pod of a decode whether leases ran out since, and keeps what it says.
     pub(super) async fn look(&mut self, trial: &mut Trial<'_>) -> Result<Looked, End> {
         let Some(fed) = &mut trial.fed else { return Ok(Looked::Unknown) };
+        if !connector(self.rules.disagg.connector).counts_expired() {
+            fed.looked = Some(Looked::Same);
+            return Ok(Looked::Same);
+        }
         let (prefiller, before) = (Arc::clone(&fed.prefiller), fed.expired_before);
         let look = expired_now(&prefiller);
         let found = match watch(&mut self.client, pin!(sleep(LOOK_WITHIN)), look).await {

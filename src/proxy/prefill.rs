@@ -12,11 +12,11 @@ use super::intake::Facts;
 use super::legs::{Handed, expired};
 use super::plan::Choice;
 use super::reply::Fault;
-use super::side::decode_params;
+use super::side::{can_hand_over, decode_params};
 use super::upstream::{self, PodConn, PodFault};
 use crate::api::usage_of_body;
 use crate::base::{Mono, Tokens};
-use crate::disagg::{Lease, Legs as Asked, PrefillFault, Proof, connector, prefill_body};
+use crate::disagg::{BadReply, Lease, Legs as Asked, PrefillFault, Proof, connector, prefill_body};
 use crate::flow::Failure;
 use crate::pods::{Attempt, Lien, Outcome};
 use crate::runtime::now;
@@ -37,10 +37,14 @@ impl Exchange {
         let lost = || (PrefillFault::Lost, Failed::new(Failure::BrokenUncommitted, Fault::PodClosed));
         let Some(api) = facts.api else { return Ok(Err(lost())) };
         let refused = || (PrefillFault::Refused, Failed::new(Failure::Busy, Fault::PodClosed));
+        if !can_hand_over(&self.gate, &self.rules.disagg, &choice.pod).await {
+            tracing::warn!(pod = %choice.pod.id, error = %BadReply::NoEngine, "no prefill is sent there");
+            return Ok(Err(refused()));
+        }
         let Some(health) = Attempt::begin(&choice.pod, now(), choice.leave) else { return Ok(Err(refused())) };
         let settings = &self.rules.disagg;
         // The engine pairs and logs by it: one that the client chose may come twice.
-        let request_id = format!("{}-p{:08x}", self.note.request_id, self.rng.bits() as u32);
+        let request_id = format!("{}-p{:016x}", self.note.request_id, self.rng.bits());
         let connector = connector(settings.connector);
         let params = connector.prefill_params(&request_id);
         let asked = Asked {

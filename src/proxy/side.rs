@@ -12,9 +12,12 @@ use super::upstream::PodConn;
 use crate::api::json;
 use crate::disagg::{BadReply, Handover, Settings, connector, kv_expired};
 use crate::pods::Pod;
+use crate::runtime::now;
 
 /// Time for one page.
 const WITHIN: Duration = Duration::from_secs(2);
+/// A pod that does not tell the name of its engine is asked again after this.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Largest page that is read.
 const PAGE_BYTES_MAX: usize = 8 << 20;
 
@@ -28,14 +31,25 @@ pub(super) async fn expired_now(pod: &Pod) -> Option<u64> {
 async fn engine_of(gate: &Gate, settings: &Settings, pod: &Pod) -> Option<Arc<str>> {
     let connector = connector(settings.connector);
     let path = connector.engine_path()?;
-    if let Some(known) = gate.pairs.engine(pod.id) {
-        return Some(known);
+    if let Some(known) = gate.pairs.engine(pod.id, now()) {
+        return known;
     }
     let addr = SocketAddr::new(pod.spec.addr.ip(), settings.port(&pod.spec));
-    let page = page(addr, &addr.to_string(), path).await?;
-    let name = connector.engine(&page, pod.spec.rank.unwrap_or(0))?;
-    gate.pairs.told_engine(pod.id, &name);
-    Some(name.into())
+    let page = page(addr, &addr.to_string(), path).await;
+    let name = page.and_then(|page| connector.engine(&page, pod.spec.rank.unwrap_or(0)));
+    gate.pairs.told_engine(pod.id, name.as_deref(), now().after(AGAIN_AFTER))
+}
+
+/// Whether a prefill on this pod could be used: its engine has a name, where one is needed. Asked before the pod computes and keeps
+/// blocks for nothing.
+pub(super) async fn can_hand_over(gate: &Gate, settings: &Settings, pod: &Pod) -> bool {
+    connector(settings.connector).engine_path().is_none() || engine_of(gate, settings, pod).await.is_some()
+}
+
+/// Whether the answer of a prefill (chat or completion) ended because of its length.
+fn is_capped(reply: &[u8]) -> bool {
+    let choice = json::member(reply, "choices").and_then(|choices| json::elements(choices).next());
+    choice.and_then(|choice| json::member(choice, "finish_reason")) == Some(b"\"length\"")
 }
 
 /// `kv_transfer_params` of the decode leg behind a prefill whose answer was `reply`.
@@ -46,8 +60,12 @@ pub(super) async fn decode_params(
     transfer: &str,
     reply: &[u8],
 ) -> Result<Option<Vec<u8>>, BadReply> {
+    let connector = connector(settings.connector);
+    if connector.needs_capped() && !is_capped(reply) {
+        return Err(BadReply::Nothing);
+    }
     let engine = engine_of(gate, settings, prefiller).await;
-    connector(settings.connector).decode_params(&Handover {
+    connector.decode_params(&Handover {
         params: json::member(reply, "kv_transfer_params").unwrap_or_default(),
         transfer,
         prefiller: prefiller.spec.addr,
@@ -75,4 +93,17 @@ async fn page(addr: SocketAddr, authority: &str, path: &str) -> Option<Bytes> {
         rest(&mut conn, PAGE_BYTES_MAX).await.ok()
     };
     timeout(WITHIN, asked).await.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefill_that_ended_with_a_stop_hands_nothing_over() {
+        assert!(is_capped(br#"{"choices":[{"index":0,"finish_reason":"length"}],"usage":{}}"#));
+        for ended in [&br#"{"choices":[{"finish_reason":"stop"}]}"#[..], br#"{"choices":[]}"#, b"{}", b""] {
+            assert!(!is_capped(ended));
+        }
+    }
 }

@@ -392,8 +392,11 @@ impl<'a> World<'a> {
     /// Tells the gate what a client was promised and got.
     fn promise_kept_or_not(&mut self, number: usize) {
         let Some((flight, record)) = self.flights.get(number).zip(self.log.records.get(number)) else { return };
-        let Some((gate, first)) =
-            self.gates.get(flight.gate as usize).zip(record.first).filter(|_| flight.asked.is_some())
+        let Some((gate, first)) = self
+            .gates
+            .get(flight.gate as usize)
+            .zip(record.first)
+            .filter(|_| flight.asked.is_some() && flight.is_streamed)
         else {
             return;
         };

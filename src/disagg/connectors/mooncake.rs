@@ -40,6 +40,11 @@ impl Connector for Mooncake {
         Some(8998)
     }
 
+    /// `request_finished` there drops the transfer of any other, and the decoder would wait for minutes.
+    fn needs_capped(&self) -> bool {
+        true
+    }
+
     fn engine_path(&self) -> Option<&'static str> {
         Some("/query")
     }

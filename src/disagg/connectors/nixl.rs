@@ -43,6 +43,10 @@ impl Connector for Nixl {
         Ok(Some(out))
     }
 
+    fn counts_expired(&self) -> bool {
+        true
+    }
+
     /// `kv_lease_duration`.
     fn lease(&self) -> Duration {
         Duration::from_secs(30)

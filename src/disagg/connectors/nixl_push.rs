@@ -25,6 +25,10 @@ impl Connector for NixlPush {
         Nixl.lease()
     }
 
+    fn counts_expired(&self) -> bool {
+        true
+    }
+
     fn is_paired_by_request_id(&self) -> bool {
         true
     }

@@ -197,7 +197,7 @@ fn number(value: f64) -> String {
 pub(super) fn render(config: &SimConfig, life: &Life) -> String {
     let ranks = life.ranks.figures();
     let text = page(config, life.started.as_secs_f64(), &ranks);
-    if config.role == SimRole::Both {
+    if config.role == SimRole::Both || !config.handover.connector.tells() {
         return text;
     }
     let (expired, late) = life.leases.counts();
