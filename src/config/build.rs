@@ -186,6 +186,15 @@ fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Fou
         found.extend(model.slo.problems().into_iter().map(|(field, hint)| (format!("{path}.slo.{field}"), hint)));
         let rule = ModelRule { name: name.as_str().into(), upstream, timeouts: timeouts.with(own), slo: model.slo };
         let rule = Arc::new(rule);
+        // What is allowed and promised goes by the name the pods know.
+        let is_other = |other: &&Arc<ModelRule>| {
+            other.upstream == rule.upstream && (other.slo != rule.slo || other.timeouts != rule.timeouts)
+        };
+        if let Some(other) = rules.values().find(is_other) {
+            let hint =
+                format!("`{}` has the same model of the pods; give both the same `timeouts` and `slo`", other.name);
+            found.push((path.clone(), hint));
+        }
         rules.insert(Arc::clone(&rule.name), Arc::clone(&rule));
         for (index, alias) in model.aliases.iter().enumerate() {
             let taken = models.contains_key(alias) || rules.contains_key(alias.as_str());
@@ -314,6 +323,16 @@ observe:
         let of = |more: &str| check(&format!("pods:\n  list:\n  - {{url: 'http://p:1', role: prefill}}\n{more}"));
         assert_eq!(of("").first().map(|problem| problem.path.clone()), Some("pods.list".to_owned()));
         assert!(of("  - {url: 'http://d:1', role: decode}\n").is_empty() && of("  - url: http://d:1\n").is_empty());
+    }
+
+    #[test]
+    fn one_model_of_the_pods_has_one_promise() {
+        let of = |fast: &str| {
+            check(&format!("models:\n  a: {{rewrite_to: m, slo: {{ttft_ms: 9}}}}\n  b: {{rewrite_to: m{fast}}}\n"))
+        };
+        assert!(of(", slo: {ttft_ms: 9}").is_empty());
+        assert_eq!(of("").first().map(|problem| problem.path.clone()), Some("models.b".to_owned()));
+        assert_eq!(of(", slo: {ttft_ms: 9}, timeouts: {answer_s: 7}").len(), 1);
     }
 
     #[test]
