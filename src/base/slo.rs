@@ -10,11 +10,15 @@ pub struct Slo {
 }
 
 impl Slo {
+    /// Whether a request that got this came late with its first token, and whether it was slow after it.
+    pub fn missed(&self, ttft_s: f64, itl_s: Option<f64>) -> (bool, bool) {
+        let is_late = self.ttft_s.is_some_and(|most| ttft_s > most);
+        (is_late, self.itl_s.zip(itl_s).is_some_and(|(most, itl_s)| itl_s > most))
+    }
+
     /// Whether a request that got this was `kept` to, came `late` or was `slow`; `None` if nothing was promised.
     pub fn judge(&self, ttft_s: f64, itl_s: Option<f64>) -> Option<&'static str> {
-        let is_late = self.ttft_s.is_some_and(|most| ttft_s > most);
-        let is_slow = self.itl_s.zip(itl_s).is_some_and(|(most, itl_s)| itl_s > most);
-        match (is_late, is_slow) {
+        match self.missed(ttft_s, itl_s) {
             _ if self.ttft_s.is_none() && self.itl_s.is_none() => None,
             (true, _) => Some("late"),
             (false, true) => Some("slow"),

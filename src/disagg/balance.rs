@@ -53,10 +53,10 @@ impl Balance {
     /// A request ended. What it waited for on a prefill pod speaks against two pods; a slow stream, and what it waited for
     /// elsewhere, speak for them. Two that end at once may count as one.
     pub fn ended(&self, slo: &Slo, got: &Got) {
-        let missed = |got: Option<f64>, most: Option<f64>| got.zip(most).is_some_and(|(got, most)| got > most);
-        let slow = if missed(got.itl_s, slo.itl_s) { GAIN } else { 0.0 };
+        let (is_late, is_slow) = slo.missed(got.ttft_s, got.itl_s);
+        let slow = if is_slow { GAIN } else { 0.0 };
         let is_prefill_pods = got.prefill_pod_s > 0.5 * got.ttft_s;
-        let late = match (missed(Some(got.ttft_s), slo.ttft_s), is_prefill_pods) {
+        let late = match (is_late, is_prefill_pods) {
             (false, _) => 0.0,
             (true, true) => -GAIN_BACK,
             (true, false) => GAIN,

@@ -36,26 +36,29 @@ impl SloSettings {
         Self { ttft_ms: self.ttft_ms.or(general.ttft_ms), itl_ms: self.itl_ms.or(general.itl_ms) }
     }
 
+    /// What is configured.
+    pub fn configured(self) -> Slo {
+        let seconds = |ms: Option<u32>| ms.map(|ms| f64::from(ms) / 1e3);
+        Slo { ttft_s: seconds(self.ttft_ms), itl_s: seconds(self.itl_ms) }
+    }
+
     /// What a request is promised. Its own fields may loosen what is configured; they tighten it only if the caller
     /// `is_trusted`, since a promise is what pods and queues are spent on. Where nothing is configured they count as they are.
     pub fn of(self, fields: &HeaderMap, is_trusted: bool) -> Slo {
-        let promised = |names: &[&str], configured: Option<u32>| {
-            let (asked, configured) = (asked(fields, names), configured.map(f64::from));
-            let ms = match (asked, configured) {
-                (Some(asked), Some(configured)) if !is_trusted => Some(asked.max(configured)),
-                (asked, configured) => asked.or(configured),
-            };
-            ms.map(|ms| ms / 1e3)
+        let promised = |names: &[&str], configured: Option<f64>| match (asked_s(fields, names), configured) {
+            (Some(asked), Some(configured)) if !is_trusted => Some(asked.max(configured)),
+            (asked, configured) => asked.or(configured),
         };
-        Slo { ttft_s: promised(&TTFT_FIELDS, self.ttft_ms), itl_s: promised(&ITL_FIELDS, self.itl_ms) }
+        let configured = self.configured();
+        Slo { ttft_s: promised(&TTFT_FIELDS, configured.ttft_s), itl_s: promised(&ITL_FIELDS, configured.itl_s) }
     }
 }
 
-/// The number in the first of these fields that is given; what is no number is not heeded.
-fn asked(fields: &HeaderMap, names: &[&str]) -> Option<f64> {
+/// What the first of these fields that is given says \[seconds\]; what is no number is not heeded.
+fn asked_s(fields: &HeaderMap, names: &[&str]) -> Option<f64> {
     let value = names.iter().find_map(|name| fields.get(*name))?;
     let ms: f64 = value.to_str().ok()?.trim().parse().ok()?;
-    is_possible(ms).then_some(ms)
+    is_possible(ms).then_some(ms / 1e3)
 }
 
 fn is_possible(ms: f64) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{Method, header};
 use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 
@@ -148,10 +148,9 @@ impl Exchange {
         drop(body);
         if !facts.account.is_empty() {
             self.note.model = Some(ModelName::clone(&facts.account));
-            let fields = &self.client.head().headers;
-            self.note.slo = self.rules.slo(&facts.model, fields, self.is_trusted);
-            let own_word = if self.is_trusted { fields } else { &HeaderMap::new() };
-            self.note.vouched = self.rules.slo(&facts.model, own_word, true);
+            let promised = self.rules.slo(&facts.model);
+            self.note.slo = promised.of(&self.client.head().headers, self.is_trusted);
+            self.note.vouched = if self.is_trusted { self.note.slo } else { promised.configured() };
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
         self.note.is_stream = facts.is_stream;

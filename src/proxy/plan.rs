@@ -135,7 +135,7 @@ struct Planner<'a> {
 
 type Placed = disagg::Placed<Shown>;
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// Places one part. `excluded` are pods it may not go to.
     fn place(&mut self, step: Step, handover: Handover, excluded: &[PodId]) -> Placed {
         let request = Request { step, handover, excluded, ..*self.query.request };
@@ -173,7 +173,10 @@ impl Planner<'_> {
     }
 
     /// What a plan of two pods looks at.
-    fn around<'a>(&'a self, settings: &'a Settings) -> Around<'a> {
+    fn around<'b>(&self, settings: &'b Settings) -> Around<'b>
+    where
+        'a: 'b,
+    {
         Around { fleet: self.query.fleet, pairs: &self.gate.pairs, settings, weight: self.weight, now: self.query.now }
     }
 
@@ -181,8 +184,7 @@ impl Planner<'_> {
     fn plan(&mut self, settings: &Settings, obstacle: Option<Obstacle>, avoid: &Avoid<'_>) -> Plan<Shown> {
         self.weighs = true;
         let query = self.query;
-        let around =
-            Around { fleet: query.fleet, pairs: &self.gate.pairs, settings, weight: self.weight, now: query.now };
+        let around = self.around(settings);
         let uncached = |pod| query.request.prompt_tokens.less(query.hits.depth(pod));
         around.plan(obstacle, uncached, |step, handover| {
             self.place(step, handover, if step == Step::Prefill { avoid.prefillers } else { avoid.pods })

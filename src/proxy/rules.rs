@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap};
 use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
-use crate::base::{ModelName, Slo};
+use crate::base::ModelName;
 use crate::disagg;
 use crate::flow::{GateSettings, RetrySettings, SloSettings};
 
@@ -182,10 +182,9 @@ impl Rules {
         self.allow_origin.clone().filter(|allowed| allowed == "*" || allowed == origin)
     }
 
-    /// What a request to a model is promised, with the fields of its head.
-    pub fn slo(&self, model: &str, fields: &HeaderMap, is_trusted: bool) -> Slo {
-        let own = self.slos.get(model).copied().unwrap_or_default();
-        own.or(self.bounds.slo).of(fields, is_trusted)
+    /// What requests to a model are promised, unless they say otherwise.
+    pub fn slo(&self, model: &str) -> SloSettings {
+        self.slos.get(model).copied().unwrap_or_default().or(self.bounds.slo)
     }
 
     /// Times of a model.

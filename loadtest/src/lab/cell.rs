@@ -193,21 +193,17 @@ pub(crate) struct Restart {
 }
 
 impl Cell {
-    /// What a client with such a prompt was promised.
-    pub(crate) fn promise(&self, prompt_tokens: u64) -> base::Slo {
-        base::Slo { ttft_s: Some(self.ttft_s(&self.slo, prompt_tokens)), itl_s: Some(self.slo.itl_s) }
-    }
-
-    fn ttft_s(&self, slo: &Slo, prompt_tokens: u64) -> f64 {
-        slo.ttft_s + slo.ttft_prefills * self.fleet.isolated_prefill_s(prompt_tokens)
+    /// What `slo` promises a client with such a prompt.
+    pub(crate) fn promise(&self, slo: &Slo, prompt_tokens: u64) -> base::Slo {
+        let ttft_s = slo.ttft_s + slo.ttft_prefills * self.fleet.isolated_prefill_s(prompt_tokens);
+        base::Slo { ttft_s: Some(ttft_s), itl_s: Some(slo.itl_s) }
     }
 
     /// Did a request get what `slo` promises?
     pub(crate) fn is_good(&self, slo: &Slo, record: &Record) -> bool {
-        let most = self.ttft_s(slo, record.prompt_tokens);
-        record.end == End::Good
-            && record.ttft_s().is_some_and(|ttft| ttft <= most)
-            && record.itl_s().is_none_or(|itl| itl <= slo.itl_s)
+        let promise = self.promise(slo, record.prompt_tokens);
+        let is_kept = |ttft_s| promise.missed(ttft_s, record.itl_s()) == (false, false);
+        record.end == End::Good && record.ttft_s().is_some_and(is_kept)
     }
 }
 

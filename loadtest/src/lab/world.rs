@@ -407,7 +407,7 @@ impl<'a> World<'a> {
             itl_s: (gaps > 0).then(|| since(first) / gaps as f64),
             prefill_pod_s: record.prefilled.map_or(0.0, |at| at.saturating_sub(record.arrived) as f64 / 1e6),
         };
-        gate.ended(&self.cell.promise(record.prompt_tokens), &got);
+        gate.ended(&self.cell.promise(&self.cell.slo, record.prompt_tokens), &got);
     }
 
     /// A request is over: the session goes on.
