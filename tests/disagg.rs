@@ -128,6 +128,24 @@ fn json_of(body: Option<&[u8]>) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefix_is_pulled_from_a_warm_decode_pod_only_where_that_is_wanted() {
+    let words = "a beginning that many prompts share, longer than a block or two of the cache ".repeat(40);
+    let body = |end: &str| json!({"model":"sim","prompt":format!("{words}{end}"),"max_tokens":7,"temperature":0,"stream":true});
+    for pulls in [true, false] {
+        let yaml = format!("disaggregation: {{decider: always, prewarm: false, pull_from_decoders: {pulls}}}\n");
+        let trio = Trio::new(0, 2, &yaml).await;
+        for end in ["one", "two", "three"] {
+            trio.ask_well("/v1/completions", &body(end)).await;
+        }
+        let remote = if pulls { 3 } else { 0 };
+        assert_eq!(trio.count("remote_total{reason=\"always\"}").await, remote);
+        assert_eq!(trio.count("sentinel_total{verdict=\"agrees\"}").await, remote);
+        let lines = trio.gate.finish().await;
+        assert_eq!(lines.iter().filter(|line| line["prefill_pod"].is_string()).count() as u64, remote);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_api_is_prefilled_on_one_pod_and_decoded_on_another() {
     let trio = Trio::new(1, 2, ALWAYS).await;
     let mut asked = 0;

@@ -90,7 +90,8 @@ impl Around<'_> {
     fn pair<K>(&self, mut place: impl FnMut(Step, Handover) -> Placed<K>) -> Option<Pair<K>> {
         let prefill = place(Step::Prefill, Handover::default());
         let likely = prefill.decision.chosen?;
-        let usual = self.usual(likely);
+        let lead_s = prefill.terms.as_ref().map_or(0.0, Terms::first_s);
+        let usual = Handover { lead_s, ..self.usual(likely) };
         let decode = place(Step::Decode, usual);
         decode.decision.chosen?;
         let all = |decision: &Decision| -> Vec<PodId> {
@@ -108,7 +109,7 @@ impl Around<'_> {
     /// What handing over from a prefiller takes with a decoder of which nothing is known.
     pub fn usual(&self, prefiller: PodId) -> Handover {
         let wire = self.pairs.wire(prefiller, prefiller, self.now);
-        Handover { setup_s: wire.setup_s, token_s: wire.token_s }
+        Handover { setup_s: wire.setup_s, token_s: wire.token_s, lead_s: 0.0 }
     }
 
     /// Whether two pods can hand over now: not one and the same, not suspected, labelled alike, and a lease lasts long enough for them.

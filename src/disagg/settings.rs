@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::connectors::connector;
-use crate::pods::PodSpec;
+use crate::pods::{Fleet, PodSpec};
 
 /// How the pods hand over KV blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -70,6 +70,9 @@ pub struct Settings {
     /// Port of the prefill pods' side service, where the decode pods are told of it: Mooncake's bootstrap server (8998) or the
     /// port of the peer-to-peer tier (7777, plus the rank). A pod with the label `kv-port` has its own.
     pub kv_port: Option<u16>,
+    /// Experimental: a decode pod may be asked for the prefill too, if it holds more of the prompt than the one that is to decode: that
+    /// pulls the prefix from a warm peer. Only with `nixl`, where every pod is started with `"kv_role":"kv_both"`.
+    pub pull_from_decoders: bool,
     /// Longest time for a prefill, in seconds.
     pub prefill_timeout_s: f64,
     /// Check, before anything reaches the client, that the decoder read what the prefiller wrote: its first token against the
@@ -96,6 +99,7 @@ impl Default for Settings {
             on_prefill_failure: Fallback::default(),
             lease_s: None,
             kv_port: None,
+            pull_from_decoders: false,
             prefill_timeout_s: 120.0,
             sentinel: true,
             prewarm: true,
@@ -120,7 +124,15 @@ impl Settings {
                 problems.push((field, format!("{value} is out of range; write {least} to 86400 seconds")));
             }
         }
+        if self.pull_from_decoders && self.connector != ConnectorName::Nixl {
+            problems.push(("pull_from_decoders", "only `nixl` can do that; leave it out".to_owned()));
+        }
         problems
+    }
+
+    /// Whether there are pods to prefill for others.
+    pub fn can_split(&self, fleet: &Fleet) -> bool {
+        fleet.has_prefill || self.pull_from_decoders && fleet.pods.len() > 1
     }
 
     /// See [`Settings::lease_s`].
@@ -158,5 +170,7 @@ mod tests {
         let bad = Settings { lease_s: Some(2.0), prefill_timeout_s: f64::NAN, ..Settings::default() };
         let fields: Vec<_> = bad.problems().into_iter().map(|problem| problem.0).collect();
         assert_eq!(fields, ["lease_s", "prefill_timeout_s"]);
+        let pull = Settings { pull_from_decoders: true, connector: ConnectorName::Mooncake, ..Settings::default() };
+        assert_eq!(pull.problems().len(), 1);
     }
 }

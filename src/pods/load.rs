@@ -27,6 +27,7 @@ pub struct Load {
     unanswered: AtomicU32,
     streams: AtomicU32,
     plain: AtomicU32,
+    coming: AtomicU32,
     /// Something is held against the pod: its health needs a closer look.
     pub(super) is_uneasy: AtomicBool,
     pub(super) is_asleep: AtomicBool,
@@ -75,6 +76,8 @@ pub struct LoadNow {
     pub unanswered: u32,
     /// Of these, still in prefill: a request that is not streamed is taken out at its predicted time.
     pub prefilling: u32,
+    /// Requests that will decode there once another pod has prefilled them; not among `requests`.
+    pub coming: u32,
     /// Uncached prompt tokens dispatched and not yet prefilled, what should be done by now taken off.
     pub prefill_tokens: Tokens,
     /// Predicted time until all of that is done \[seconds\].
@@ -132,6 +135,7 @@ impl Load {
             requests,
             unanswered: self.unanswered.load(Relaxed),
             prefilling: queue.streams.saturating_add(plain).min(requests),
+            coming: self.coming.load(Relaxed),
             prefill_tokens: Tokens((queue.tokens as f64 * left) as u64),
             wait_s: queue.wait(now),
             context_tokens: Tokens(context),
@@ -158,7 +162,7 @@ impl Load {
         let capacity = self.capacity.load(Relaxed);
         Glance {
             requests: f64::from(requests),
-            decoding: f64::from(requests.saturating_sub(prefilling)),
+            decoding: f64::from(requests.saturating_sub(prefilling) + self.coming.load(Relaxed)),
             wait_s: until.0.saturating_sub(now.0) as f64 * 1e-6,
             context_tokens: context as f64,
             pinned_tokens: context.saturating_sub(self.shared_tokens.load(Relaxed)) as f64,
@@ -387,11 +391,13 @@ impl Drop for Reservation {
     }
 }
 
-/// KV blocks that a pod keeps for another one after its own work is done. Dropping it gives them back.
+/// KV blocks that a pod keeps for another one after its own work is done, or room for those that will come. Dropping it gives
+/// them back.
 #[derive(Debug)]
 pub struct Lien {
     pod: Arc<Pod>,
     tokens: u64,
+    is_coming: bool,
 }
 
 impl Lien {
@@ -399,13 +405,24 @@ impl Lien {
     pub fn new(pod: Arc<Pod>, tokens: Tokens) -> Self {
         let tokens = tokens.0.min(TOKENS_MAX);
         pod.load.prompt_tokens.fetch_add(tokens, Relaxed);
-        Self { pod, tokens }
+        Self { pod, tokens, is_coming: false }
+    }
+
+    /// The pod will be brought so many tokens, and decode from there.
+    pub fn coming(pod: Arc<Pod>, tokens: Tokens) -> Self {
+        pod.load.coming.fetch_add(1, Relaxed);
+        let mut lien = Self::new(pod, tokens);
+        lien.is_coming = true;
+        lien
     }
 }
 
 impl Drop for Lien {
     fn drop(&mut self) {
         self.pod.load.prompt_tokens.fetch_sub(self.tokens, Relaxed);
+        if self.is_coming {
+            self.pod.load.coming.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -472,6 +489,14 @@ mod tests {
         let load = pod.load.now();
         assert_eq!((load.pinned_tokens, load.requests, load.wait_s.to_string()), (Tokens(70), 0, "0".to_owned()));
         drop(lien);
+        assert_eq!(pod.load.now(), LoadNow::default());
+        let room = Lien::coming(Arc::clone(&pod), Tokens(70));
+        let (load, seen) = (pod.load.now(), pod.load.glance(Mono::ZERO));
+        assert_eq!(
+            (load.pinned_tokens, load.requests, load.coming, seen.decoding.to_string()),
+            (Tokens(70), 0, 1, "1".to_owned())
+        );
+        drop(room);
         assert_eq!(pod.load.now(), LoadNow::default());
     }
 

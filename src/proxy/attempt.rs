@@ -277,7 +277,7 @@ impl Exchange {
         // One deadline for all attempts together.
         let mut alarm = pin!(sleep(if facts.is_stream { times.first_token } else { times.answer }));
         let mut planned = None;
-        if self.gate.table.fleet().has_prefill {
+        if self.rules.disagg.can_split(&self.gate.table.fleet()) {
             match self.choose_legs(facts, &Avoid { pods: &[], prefillers: &[] })? {
                 Planned::One(choice) => planned = Some(choice),
                 Planned::Two(pair) => match Box::pin(self.legs(facts, pair, &mut tried, alarm.as_mut())).await? {

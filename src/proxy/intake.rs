@@ -232,7 +232,7 @@ impl Exchange {
         });
         self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
         let body = splice(body, &anatomy, &edits);
-        let (obstacle, sampling) = if fleet.has_prefill {
+        let (obstacle, sampling) = if self.rules.disagg.can_split(&fleet) {
             (disagg::obstacle(&anatomy, disagg::connector(self.rules.disagg.connector)), Sampling::of(&anatomy))
         } else {
             (Some(Obstacle::Api), Sampling::Unknown)

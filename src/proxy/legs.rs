@@ -108,7 +108,7 @@ impl Course {
     /// Goes on with this pair.
     fn take(&mut self, pair: Pair) {
         (self.prefill, self.decode) = (pair.prefill, pair.decode);
-        self.room = Some(Lien::new(Arc::clone(&self.decode.pod), self.decode.prompt));
+        self.room = Some(Lien::coming(Arc::clone(&self.decode.pod), self.decode.prompt));
     }
 
     fn failed(&mut self, fault: DecodeFault, failed: Failed) -> Act {
@@ -132,7 +132,7 @@ impl Exchange {
             ..Rules::default()
         };
         let (life, mut act) = Life::begin(rules);
-        let room = Some(Lien::new(Arc::clone(&pair.decode.pod), pair.decode.prompt));
+        let room = Some(Lien::coming(Arc::clone(&pair.decode.pod), pair.decode.prompt));
         let Pair { prefill, decode } = *pair;
         let (prefillers, handed, last) = (Vec::new(), None, None);
         let mut course = Course { life, prefill, decode, prefillers, handed, room, last };

@@ -280,6 +280,7 @@ impl Exchange {
             session: routing.session(fields),
             head: facts.prompt.as_ref().and_then(|prompt| prompt.chains.first()?.blocks.first().copied()),
             pinned: facts.pinned,
+            may_pull: self.rules.disagg.pull_from_decoders,
             ..Request::new(&facts.model, prompt)
         };
         let marks = marks(facts, &hits).map(Arc::new);

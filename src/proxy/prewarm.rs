@@ -35,10 +35,10 @@ pub async fn run(gate: Arc<Gate>) {
         tokio::time::sleep(LOOK_EVERY).await;
         let settings = gate.rules().disagg.clone();
         let fleet = gate.table.fleet();
-        if !settings.prewarm || settings.decider == Decider::Never || !fleet.has_prefill {
+        if !settings.prewarm || settings.decider == Decider::Never || !settings.can_split(&fleet) {
             continue;
         }
-        for (prefiller, decoder, model) in unmet(&gate, &fleet) {
+        for (prefiller, decoder, model) in unmet(&gate, &fleet, settings.pull_from_decoders) {
             let pair = (prefiller.id, decoder.id);
             {
                 let mut under_way = under_way.lock();
@@ -68,11 +68,12 @@ pub async fn run(gate: Arc<Gate>) {
 }
 
 /// Pairs that serve a model in common and never handed over.
-fn unmet(gate: &Gate, fleet: &Fleet) -> Vec<(Arc<Pod>, Arc<Pod>, Arc<str>)> {
+fn unmet(gate: &Gate, fleet: &Fleet, pulls: bool) -> Vec<(Arc<Pod>, Arc<Pod>, Arc<str>)> {
     let mut found = Vec::new();
     let of = |role: Role| fleet.pods.iter().filter(move |pod| pod.spec.role == role);
-    for prefiller in of(Role::Prefill) {
-        for decoder in of(Role::Decode).chain(of(Role::Both)) {
+    let decoders = || of(Role::Decode).chain(of(Role::Both));
+    for prefiller in of(Role::Prefill).chain(decoders().filter(|_| pulls)) {
+        for decoder in decoders().filter(|decoder| decoder.id != prefiller.id) {
             let wire = gate.pairs.wire(prefiller.id, decoder.id, now());
             if wire.is_wired || wire.is_suspect {
                 continue;

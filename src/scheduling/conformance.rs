@@ -28,6 +28,7 @@ fn any_pod(id: u32, rng: &mut Rng) -> PodView {
         requests,
         unanswered: prefilling,
         prefilling,
+        coming: rng.below(4) as u32,
         prefill_tokens: Tokens(rng.below(100_000)),
         wait_s: rng.unit() * 10.0,
         context_tokens: Tokens(context),
@@ -86,6 +87,7 @@ fn each_case(test: impl Fn(u64, &Request<'_>, &[PodView], &[PodView], &mut Rng))
         let any_ids: Vec<PodId> = (0..rng.below(3)).map(|_| PodId(rng.below(10) as u32)).collect();
         let request = Request {
             step: [Step::Whole, Step::Prefill, Step::Decode][rng.below(3) as usize],
+            may_pull: rng.below(4) == 0,
             max_tokens: (rng.below(2) == 0).then(|| Tokens(rng.below(1_000))),
             expected_tokens: (rng.below(2) == 0).then(|| rng.unit() * 1_000.0),
             generates: rng.below(4) > 0,
@@ -185,9 +187,8 @@ fn decided(request: &Request<'_>, pods: &[PodView], seed: u64) -> Decision {
 /// Whether the guards but `health` are for this pod.
 fn may_answer(request: &Request<'_>, pods: &[PodView], pod: &PodView) -> bool {
     let best = if pods.iter().any(|pod| pod.serves == Serves::Yes) { Serves::Yes } else { Serves::Unknown };
-    let avoided = if request.step == Step::Prefill { Role::Decode } else { Role::Prefill };
     let serves = request.model.is_empty() || pod.serves == best;
-    serves && pod.role != avoided && !pod.sleeping && !request.excluded.contains(&pod.id)
+    serves && request.may_use(pod.role) && !pod.sleeping && !request.excluded.contains(&pod.id)
 }
 
 #[test]

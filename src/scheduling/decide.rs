@@ -7,11 +7,11 @@ use super::candidates::Candidates;
 use super::decision::{ALTERNATIVES_MAX, Alternatives, Decision, Detail, Mode, Nobody};
 use super::plugin::{Offer, Verdict};
 use super::profile::{NamedFilter, Profile, WeighedScorer};
-use super::request::{Context, Request, Step};
+use super::request::{Context, Request};
 use super::rows::Trace;
 use super::view::{PodView, Serves};
 use crate::base::{PodId, Rng};
-use crate::pods::{Role, Standing};
+use crate::pods::Standing;
 
 /// Buffers of a decision, kept between decisions of one thread. Holds nothing that a later decision reads.
 #[derive(Debug, Default)]
@@ -192,11 +192,7 @@ pub fn safe_mode(pods: &[PodView], request: &Request<'_>, rng: &mut Rng) -> Deci
 }
 
 fn fits(pod: &PodView, request: &Request<'_>) -> bool {
-    let has_role = match request.step {
-        Step::Prefill => pod.role != Role::Decode,
-        Step::Whole | Step::Decode => pod.role != Role::Prefill,
-    };
-    has_role && serves(pod, request)
+    request.may_use(pod.role) && serves(pod, request)
 }
 
 fn serves(pod: &PodView, request: &Request<'_>) -> bool {

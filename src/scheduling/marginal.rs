@@ -9,11 +9,12 @@
 //! σ    = 60·U/(1 − U)                             price of uncached prefill: U is the fleet's mean of min(1, K/C), at most 0.97;
 //!                                                 the prefill p̄ it is for is that of a pod of the fleet's mean step time
 //! ```
-//! Where the prompt's KV is brought from another pod, `p` is the time that takes, and there is no `d·p` and no price.
+//! Where the prompt's KV is brought from another pod, `p` is the time that takes, `W` is less by the time until it begins, and there
+//! is no `d·p` and no price.
 //!
 //! `f` what is not known because other gates choose in the same moment: by chance, up to their share of the load; 0 alone.
 //! `W` predicted seconds of prefill sent there and not done, `n` requests, `d` those decoding (those on other data-parallel
-//! ranks of the engine too, which step together), `A` their contexts added up, `K` the KV they occupy (shared prefixes once,
+//! ranks of the engine too, which step together, and those whose KV will be brought), `A` their contexts added up, `K` the KV they occupy (shared prefixes once,
 //! tokens generated so far included), `C` the capacity, `a`…`e` the pod's step time, `ō` expected tokens of an answer, `L` the
 //! prompt. `w` is what a second before the first token is worth: it follows class and SLO. Every part is in seconds, so
 //! nothing has to be weighed against anything else per workload.
@@ -118,6 +119,8 @@ pub struct Terms {
     pub decode: f64,
     /// Its decoding slows the others.
     pub slow: f64,
+    /// `w`, no part of the sum.
+    pub urgency: f64,
 }
 
 impl Terms {
@@ -133,6 +136,11 @@ impl Terms {
             ("decode", self.decode),
             ("slow", self.slow),
         ]
+    }
+
+    /// Predicted time to the first token \[seconds\].
+    pub fn first_s(&self) -> f64 {
+        (self.wait + self.prefill + self.unseen + self.loads) / self.urgency.max(f64::MIN_POSITIVE)
     }
 
     /// The cost \[seconds\].
@@ -186,7 +194,7 @@ impl Ask {
                 *line = self.line(seen.step);
             }
             let load = line.request * requests + line.decoding * decoding + line.context * context;
-            return line.base + self.urgency * seen.wait_s + load;
+            return line.base + self.urgency * (seen.wait_s - self.lead_s()).max(0.0) + load;
         }
         let place = Place {
             step: seen.step,
@@ -247,12 +255,18 @@ impl Ask {
             wait: pod.load.wait_s.max(opens),
             blur: pod.blur,
             requests: f64::from(pod.load.requests) + foreign,
-            decoding: f64::from(pod.load.decoding() + pod.peers_decoding) + foreign,
+            decoding: f64::from(pod.load.decoding() + pod.peers_decoding + pod.load.coming) + foreign,
             context: pod.load.context_tokens.0 as f64 + foreign_tokens,
             occupied: pod.load.pinned_tokens.0 as f64 + foreign_tokens - pod.pinned.0 as f64,
             capacity: pod.capacity.map_or(f64::INFINITY, |tokens| tokens.0.max(1) as f64),
             loads: cold(pod.adapter, self.adapter_s) + cold(pod.grammar, self.grammar_s),
         }
+    }
+
+    /// Time in which queued prefill is done anyway.
+    #[inline]
+    fn lead_s(&self) -> f64 {
+        self.brought.map_or(0.0, |brought| brought.lead_s)
     }
 
     #[inline]
@@ -272,7 +286,7 @@ impl Ask {
         let media = self.media_s * uncached.0 as f64;
         let slow = self.others * self.output * self.answers * place.requests * (step.c + step.d * self.tokens);
         Terms {
-            wait: self.urgency * place.wait.max(room),
+            wait: self.urgency * (place.wait - self.lead_s()).max(room),
             prefill: self.urgency * prefill,
             unseen: UNSEEN * place.blur * self.urgency * prefill,
             loads: self.urgency * (place.loads + media),
@@ -280,6 +294,7 @@ impl Ask {
             price: self.priced(place.hit),
             decode,
             slow,
+            urgency: self.urgency,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The facts of one request that a decision may use. No text, no headers: numbers, names and hashes only.
 use super::view::PodView;
 use crate::base::{Mono, PodId, Tokens};
-use crate::pods::StepTime;
+use crate::pods::{Role, StepTime};
 
 /// Which part of a request the pod is asked to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Handover {
     pub setup_s: f64,
     /// Part per token that is not there \[seconds\].
     pub token_s: f64,
+    /// Time until it begins \[seconds\].
+    pub lead_s: f64,
 }
 
 /// Facts of one request.
@@ -31,6 +33,8 @@ pub struct Request<'a> {
     pub model: &'a str,
     /// Which part is to be placed.
     pub step: Step,
+    /// Decode pods may be asked for a prefill too.
+    pub may_pull: bool,
     /// Length of the prompt \[tokens\], an estimate.
     pub prompt_tokens: Tokens,
     /// The client's bound on the answer \[tokens\]; `None` if it set none.
@@ -77,6 +81,7 @@ impl<'a> Request<'a> {
         Self {
             model,
             step: Step::Whole,
+            may_pull: false,
             prompt_tokens,
             max_tokens: None,
             expected_tokens: None,
@@ -92,8 +97,18 @@ impl<'a> Request<'a> {
             session: None,
             head: None,
             pinned: None,
-            handover: Handover { setup_s: 0.0, token_s: 0.0 },
+            handover: Handover { setup_s: 0.0, token_s: 0.0, lead_s: 0.0 },
             excluded: &[],
+        }
+    }
+
+    /// Whether a pod of this role may do the step.
+    #[inline]
+    pub fn may_use(&self, role: Role) -> bool {
+        match (self.step, role) {
+            (_, Role::Both) | (Step::Prefill, Role::Prefill) | (Step::Whole | Step::Decode, Role::Decode) => true,
+            (Step::Prefill, Role::Decode) => self.may_pull,
+            (Step::Whole | Step::Decode, Role::Prefill) => false,
         }
     }
 

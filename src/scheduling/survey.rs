@@ -9,10 +9,10 @@ use super::decision::{Decision, Detail};
 use super::marginal::{Ask, Rates, Sums, Terms, means_of};
 use super::peers::Guesses;
 use super::profile::Profile;
-use super::request::{Context, LeftOut, Means, Request, Step};
+use super::request::{Context, LeftOut, Means, Request};
 use super::view::{Belief, PodView};
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::pods::{Fleet, Marks, Pod, Role, StepTime};
+use crate::pods::{Fleet, Marks, Pod, StepTime};
 use crate::prefix::Hits;
 
 /// Fleets up to this size are looked at whole.
@@ -157,7 +157,7 @@ impl Desk {
         for nth in 0..count {
             let position = positions.map_or(Some(nth), |positions| positions.get(nth).copied()).unwrap_or(usize::MAX);
             let Some(lane) = query.fleet.lanes.get(position) else { continue };
-            if !can(lane.role, query.request.step) {
+            if !query.request.may_use(lane.role) {
                 continue;
             }
             let is_named = Some(lane.id) == query.request.pinned || query.guesses.pods().any(|pod| pod == lane.id);
@@ -225,13 +225,6 @@ fn candidates<'a>(fleet: &'a Fleet, model: &str) -> Option<&'a [usize]> {
 fn at<'a>(fleet: &'a Fleet, positions: Option<&[usize]>, nth: usize) -> Option<(usize, &'a Pod)> {
     let position = positions.map_or(Some(nth), |positions| positions.get(nth).copied())?;
     Some((position, fleet.pods.get(position)?))
-}
-
-fn can(role: Role, step: Step) -> bool {
-    match step {
-        Step::Prefill => role != Role::Decode,
-        Step::Whole | Step::Decode => role != Role::Prefill,
-    }
 }
 
 fn view(pod: &Pod, query: &Query<'_>) -> PodView {

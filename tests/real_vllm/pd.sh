@@ -3,7 +3,7 @@
 # compare with: prefill 8101, decode 8201 and 8202, whole 8001. Needs install.sh. About 2.5 GB of memory each.
 # Usage: pd.sh up | start prefill|decode1|decode2|whole | stop [NAME]
 #   env: TIDEGATE_VLLM  folder of install.sh     LEASE  kv_lease_duration of the prefill server in seconds (default 30)
-#        BLOCKS  KV blocks of 32 tokens per server (default 2048)
+#        BLOCKS  KV blocks of 32 tokens per server (default 2048)   KV_ROLE  role of all (kv_both: decoders prefill too)
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 export UCX_TLS="${UCX_TLS:-tcp,self}" UCX_NET_DEVICES="${UCX_NET_DEVICES:-lo}" NIXL_PTHR_DELAY_US="${NIXL_PTHR_DELAY_US:-1000}"
@@ -20,7 +20,7 @@ start() { # NAME
   esac
   if [ -n "$role" ]; then
     export VLLM_NIXL_SIDE_CHANNEL_PORT="$side"
-    connector=(--kv-transfer-config "{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"$role\",\"engine_id\":\"$1-$$\",\"kv_buffer_device\":\"cpu\",\"kv_connector_extra_config\":{\"kv_lease_duration\":${LEASE:-30}}}")
+    connector=(--kv-transfer-config "{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"${KV_ROLE:-$role}\",\"engine_id\":\"$1-$$\",\"kv_buffer_device\":\"cpu\",\"kv_connector_extra_config\":{\"kv_lease_duration\":${LEASE:-30}}}")
   fi
   "$here/serve.sh" generate "$port" --dtype float32 --num-gpu-blocks-override "${BLOCKS:-2048}" \
     --max-model-len 8192 "${connector[@]}"

@@ -371,7 +371,7 @@ impl Replica {
 
     /// Keeps room for a decode whose prefill is under way.
     pub(crate) fn room(&self, choice: &Choice) -> Option<Lien> {
-        Some(Lien::new(self.pod(choice.at)?, choice.prompt))
+        Some(Lien::coming(self.pod(choice.at)?, choice.prompt))
     }
 
     /// Books the decode of what was handed over.

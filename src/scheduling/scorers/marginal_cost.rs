@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::base::{Mono, Tokens};
     use crate::scheduling::testing::{NOW, context, costs, loaded};
-    use crate::scheduling::{Means, PodView, Request, Warm};
+    use crate::scheduling::{Handover, Means, PodView, Request, Step, Warm};
 
     fn cost_of(request: &Request<'_>, pod: PodView) -> f64 {
         costs(&*build(&Settings::default()), request, &[pod])[0].unwrap()
@@ -143,6 +143,23 @@ mod tests {
         assert!((cost_of(&request, pod) - expected).abs() < 1e-12);
         let short = Request { max_tokens: Some(Tokens(1)), ..Request::new("m", Tokens(100)) };
         assert!(cost_of(&short, pod) < cost_of(&Request::new("m", Tokens(100)), pod));
+    }
+
+    #[test]
+    fn a_queue_that_is_done_before_the_kv_comes_is_no_wait_and_what_will_come_is_not_held_up_for_free() {
+        let decode = |lead_s| {
+            let handover = Handover { setup_s: 0.01, token_s: 0.0, lead_s };
+            Request { step: Step::Decode, handover, ..Request::new("m", Tokens(1000)) }
+        };
+        let wait = queued(0, 0, 20_000).load.wait_s;
+        let cost = |lead_s| cost_of(&decode(lead_s), queued(0, 1, 20_000));
+        let saved = cost(0.0) - cost(wait / 2.0);
+        assert!(saved > 0.0 && (cost(0.0) - cost(wait) - 2.0 * saved).abs() < 1e-9);
+        assert_eq!(cost(wait).to_bits(), cost(9.0 * wait).to_bits());
+        let mut awaited = queued(0, 1, 0);
+        awaited.load.coming = 3;
+        let whole = Request::new("m", Tokens(5000));
+        assert!(cost_of(&whole, awaited) > cost_of(&whole, queued(0, 1, 0)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::pods::health::Settings;
-use crate::pods::{Facts, Outcome, PodSpec, Reservation, Served, Table, Work};
+use crate::pods::{Facts, Outcome, PodSpec, Reservation, Role, Served, Table, Work};
 use crate::scheduling::{Candidates, Mode, marginal};
 
 const NOW: Mono = Mono(50_000_000);
