@@ -15,6 +15,7 @@ use crate::discovery;
 use crate::observe::{Readiness, Secret, StepTimeSeries};
 use crate::pods::{Fleet, Pod};
 use crate::prefix::Snapshot;
+use crate::proxy::waitroom::Waitroom;
 use crate::proxy::{Gate, prewarm};
 use crate::runtime::{now, supervise};
 use crate::scheduling::latency::{REGIMES, Report};
@@ -104,6 +105,7 @@ impl Control {
             supervise("discovery", discovery::run(sources_seen, settings_seen, Arc::clone(&self.gate.table), tried)),
             supervise("telemetry", Arc::clone(&telemetry).run()),
             supervise("first contacts", prewarm::run(Arc::clone(&self.gate))),
+            supervise("queue", Waitroom::run(Arc::clone(&self.gate))),
             supervise("readiness", first_fleet(Arc::clone(&self.gate), Arc::clone(&self.readiness), tried_seen)),
         ];
         let mut poll = tokio::time::interval(Duration::from_secs(POLL_INTERVAL_S));
@@ -250,6 +252,7 @@ fn observer(gate: &Arc<Gate>, readiness: &Arc<Readiness>, saved: &Arc<Saved>) ->
         Event::Scraped(pod) => {
             readiness.tried(pod.id);
             gate.metrics.scrapes.inc("ok");
+            gate.waitroom.read(&gate, pod);
             let facts = pod.facts.load();
             gate.guards.seen(now(), facts.served.iter().flatten().map(|served| &served.name), pod.id);
         }

@@ -215,6 +215,8 @@ fn sections(tree: &Tree, found: &mut Found) {
         ("telemetry", tree.telemetry.problems()),
         ("disaggregation", tree.disaggregation.problems()),
         ("flow.slo", tree.flow.slo.problems()),
+        ("flow.queue", tree.flow.queue.problems()),
+        ("flow.classes", tree.flow.classes.problems()),
     ];
     for (key, problems) in rooms {
         found.extend(problems.into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
+use super::queue::{Classes, QueueSettings};
 use super::refusal::{Reason, Refusal};
 use super::share::may_take;
 use super::slo::SloSettings;
@@ -36,6 +37,10 @@ pub struct GateSettings {
     pub body_bytes_held_max: u64,
     /// What requests are promised about time, for models without their own promise. What is spent on them follows from it.
     pub slo: SloSettings,
+    /// How requests wait for room on a pod.
+    pub queue: QueueSettings,
+    /// What each class gets, for each model.
+    pub classes: Classes,
 }
 
 impl Default for GateSettings {
@@ -45,6 +50,8 @@ impl Default for GateSettings {
             requests_per_model_max: 65_536,
             body_bytes_held_max: 1 << 30,
             slo: SloSettings::default(),
+            queue: QueueSettings::default(),
+            classes: Classes::default(),
         }
     }
 }

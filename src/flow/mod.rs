@@ -13,6 +13,7 @@ pub mod gate;
 #[cfg(test)]
 mod history;
 pub mod poison;
+pub mod queue;
 pub mod refusal;
 pub mod retry;
 mod share;
@@ -23,6 +24,9 @@ pub use bytes::{ByteBudget, Held};
 pub use caller::{Caller, Class, Trust};
 pub use gate::{Arrival, Effect, Effects, Event, Gate, GateSettings, TicketId};
 pub use poison::{BodyKey, PoisonGuard};
+pub use queue::{
+    Backlog, ClassSettings, Classes, EngineState, Pool, Queue, QueueSettings, Room, Rooms, WhenFull, Wish,
+};
 pub use refusal::{Reason, Refusal};
 pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, may_retry};
 pub use slo::SloSettings;

@@ -17,18 +17,27 @@ pub enum Reason {
     ModelBytesLimit,
     /// The body alone is larger than the byte budget.
     BodyTooLarge,
+    /// Its class has as many waiting as may wait.
+    QueueFull,
+    /// It waited as long as it may.
+    QueueTimeout,
+    /// It would come too late: those before it take longer than it may wait.
+    PredictedLate,
     /// The same body was in flight on pods that died; it stays out for a while.
     RequestPoisoned,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::RequestsLimit,
         Self::ModelRequestsLimit,
         Self::BytesLimit,
         Self::ModelBytesLimit,
         Self::BodyTooLarge,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::PredictedLate,
         Self::RequestPoisoned,
     ];
 
@@ -40,6 +49,9 @@ impl Reason {
             Self::BytesLimit => "bytes_limit",
             Self::ModelBytesLimit => "model_bytes_limit",
             Self::BodyTooLarge => "body_too_large",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::PredictedLate => "predicted_late",
             Self::RequestPoisoned => "request_poisoned",
         }
     }
@@ -47,7 +59,13 @@ impl Reason {
     /// The status that fits.
     pub const fn status(self) -> u16 {
         match self {
-            Self::RequestsLimit | Self::ModelRequestsLimit | Self::BytesLimit | Self::ModelBytesLimit => 429,
+            Self::RequestsLimit
+            | Self::ModelRequestsLimit
+            | Self::BytesLimit
+            | Self::ModelBytesLimit
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::PredictedLate => 429,
             Self::BodyTooLarge => 413,
             Self::RequestPoisoned => 500,
         }

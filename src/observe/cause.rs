@@ -99,6 +99,8 @@ causes! {
     RefusedMemory = "refused_memory", Gate;
     /// Refused: the model's own share of requests or bytes is taken.
     RefusedModelBudget = "refused_model_budget", Gate;
+    /// It would have waited too long, or did.
+    RefusedQueue = "refused_queue", Gate;
     /// Refused: capacity exists but is taken (429).
     RefusedSaturated = "refused_saturated", Gate;
     /// Refused: the queue is full.

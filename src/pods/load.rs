@@ -172,6 +172,11 @@ impl Load {
         }
     }
 
+    /// Streams that should have their first token by now and have none.
+    pub fn overdue(&self, now: Mono) -> u32 {
+        if Mono(self.until.load(Relaxed)) <= now { self.streams.load(Relaxed) } else { 0 }
+    }
+
     fn queue(&self) -> Summary {
         Summary {
             until: Mono(self.until.load(Relaxed)),

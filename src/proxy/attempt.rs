@@ -280,7 +280,7 @@ impl Exchange {
         if self.rules.disagg.can_split(&self.gate.table.fleet()) {
             match self.choose_legs(facts, &Avoid { pods: &[], prefillers: &[] })? {
                 Planned::One(choice) => planned = Some(choice),
-                Planned::Two(pair) => match Box::pin(self.legs(facts, pair, &mut tried, alarm.as_mut())).await? {
+                Planned::Two(pair) => match self.both(facts, pair, &mut tried, alarm.as_mut()).await? {
                     Legs::Answered => return Ok(()),
                     Legs::Failed(failed) => return self.give_up(failed).await,
                     Legs::Alone(failed) => last = failed,
@@ -295,29 +295,42 @@ impl Exchange {
                     None => return Err(fault.into()),
                 },
             };
-            tried.push(choice.pod.id);
-            let Some(health) = Attempt::begin(&choice.pod, now(), choice.leave) else { continue };
+            let (permit, choice) = self.turn(facts, choice, None, &tried, alarm.as_mut()).await?;
+            let Some(health) = Attempt::begin(&choice.pod, now(), choice.leave) else {
+                tried.push(choice.pod.id);
+                continue;
+            };
             self.note.attempts += 1;
             self.note.pod = Some(choice.pod.id);
             self.note.hit = choice.hit;
             self.in_flight.model().attempt();
             let mut trial = Trial::begin(&self.gate, facts, &choice, health);
             let started = trial.started;
-            let failed = match self.attempt(facts, &choice, &mut trial, alarm.as_mut()).await? {
-                Tried::Done(usage, outcome) => {
+            let recalled = self.hold(permit);
+            let failed = match self.attempt_unless(recalled, facts, &choice, &mut trial, alarm.as_mut()).await? {
+                // Closing the connection has aborted it; it waits again.
+                None => {
+                    drop(trial);
+                    self.let_go();
+                    continue;
+                }
+                Some(Tried::Done(usage, outcome)) => {
                     if outcome == Outcome::Broken {
                         let key = facts.body_key();
                         self.gate.guards.broke(now(), choice.pod.id, started, key);
                     }
                     trial.settled(usage, outcome);
+                    self.paid(&choice, usage.as_ref());
                     return Ok(());
                 }
-                Tried::Failed(failed) => failed,
+                Some(Tried::Failed(failed)) => failed,
             };
+            tried.push(choice.pod.id);
             if let Some(outcome) = failed.outcome() {
                 trial.over(outcome);
             }
             drop(trial);
+            self.let_go();
             self.broke(facts, &choice, &failed, started);
             if !self.goes_again(facts, &choice, &failed, started, &tried).await? {
                 return self.give_up(failed).await;
@@ -401,6 +414,23 @@ impl Exchange {
         let head = self.client_head(kept.head, frame)?;
         self.client.begin(head, kept.body, true).await?;
         Ok(())
+    }
+
+    /// One attempt, unless the pod is wanted for somebody else before anything reached the client: then `None`.
+    async fn attempt_unless(
+        &mut self,
+        recalled: impl Future<Output = ()>,
+        facts: &Facts,
+        choice: &Choice,
+        trial: &mut Trial<'_>,
+        alarm: Pin<&mut Sleep>,
+    ) -> Result<Option<Tried>, End> {
+        let tried = tokio::select! {
+            biased;
+            tried = self.attempt(facts, choice, trial, alarm) => Some(tried?),
+            () = recalled => None,
+        };
+        Ok(tried.filter(|_| !self.was_recalled()))
     }
 
     /// One attempt on one pod, with a fresh connection for each dead one from the pool.
@@ -535,6 +565,9 @@ impl Exchange {
         let build = || {
             let mut out = headers::to_client(head.status, head.headers, frame, self.client.is_http11())?;
             out.insert_header("x-request-id", &*self.note.request_id)?;
+            if self.note.queued_us > 0 {
+                out.insert_header("x-tidegate-queue-ms", (self.note.queued_us / 1_000).to_string())?;
+            }
             if let Some(shown) = &self.shown {
                 out.insert_header("x-tidegate-decision", shown.clone())?;
             }

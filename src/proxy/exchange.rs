@@ -11,6 +11,7 @@ use super::gate::{Gate, Phase};
 use super::guards::Ticket;
 use super::reply::Fault;
 use super::rules::Rules;
+use super::waitroom::Permit;
 use crate::api::{Api, Route, Shape, Usage, route};
 use crate::base::{ModelName, Mono, PodId, RequestId, Rng, Slo, Tokens};
 use crate::disagg::{Balance, Got};
@@ -78,6 +79,8 @@ pub(super) struct Note {
     /// Learns from it; `None` where no pod only prefills.
     pub(super) balance: Option<Arc<Balance>>,
     pub(super) plan_us: Option<u64>,
+    /// Time in the queue \[microseconds\].
+    pub(super) queued_us: u64,
     pub(super) phase: Phase,
 }
 
@@ -93,6 +96,8 @@ pub(super) struct Exchange {
     pub(super) is_trusted: bool,
     pub(super) body_held: Option<Held>,
     pub(super) ticket: Option<Ticket>,
+    /// The leave to be on a pod; dropped after what is booked there.
+    pub(super) permit: Option<Permit>,
     pub(super) shown: Option<HeaderValue>,
 }
 
@@ -119,6 +124,7 @@ impl Exchange {
             peer,
             body_held: None,
             ticket: None,
+            permit: None,
             shown: None,
         }
     }
@@ -344,6 +350,7 @@ impl Note {
             read_at: None,
             balance: None,
             plan_us: None,
+            queued_us: 0,
             phase: Phase::Head,
         }
     }

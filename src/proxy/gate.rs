@@ -30,6 +30,7 @@ use super::reply::Fault;
 use super::routing::Routing;
 use super::rules::Rules;
 use super::shown::Shown;
+use super::waitroom::Waitroom;
 use crate::disagg::{Balances, Pairs};
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
@@ -52,6 +53,8 @@ pub enum Phase {
     Body,
     /// Before the pod is chosen.
     Plan,
+    /// Waiting for room on a pod.
+    Queue,
     /// Pod chosen, nothing sent.
     Dispatch,
     /// Before the first byte goes to the client.
@@ -69,6 +72,7 @@ impl Phase {
             Self::Head => "head",
             Self::Body => "body",
             Self::Plan => "plan",
+            Self::Queue => "queue",
             Self::Dispatch => "dispatch",
             Self::Commit => "commit",
             Self::Stream => "stream",
@@ -106,6 +110,8 @@ pub struct Gate {
     pub(super) affinity: Affinity,
     /// Bounds, budgets and guards of flow.
     pub guards: Arc<Guards>,
+    /// Who waits for room on a pod.
+    pub waitroom: Waitroom,
     /// Secret of prefix hashes.
     pub prefix_secret: u64,
     /// How short memory is.
@@ -162,6 +168,7 @@ impl Gate {
             log,
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
+            waitroom: Waitroom::new(&rules),
             prefix_secret,
             memory: Memory::default(),
             hook,
@@ -187,6 +194,7 @@ impl Gate {
     /// Replaces the rules for requests that come.
     pub fn set_rules(&self, rules: Rules) {
         self.guards.configure(&rules);
+        self.waitroom.configure(&rules);
         self.rules.store(Arc::new(rules));
     }
 

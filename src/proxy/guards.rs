@@ -120,6 +120,11 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    /// Its name.
+    pub const fn id(&self) -> TicketId {
+        self.id
+    }
+
     /// The answer is committed: the body is no longer held.
     pub fn committed(&self, now: Mono) {
         drop(self.guards.admission.lock().on(now, Event::Committed(self.id)));

@@ -36,7 +36,9 @@ mod shown;
 mod side;
 mod sockets;
 mod trace;
+mod turn;
 pub mod upstream;
+pub mod waitroom;
 
 pub use accept::{Bound, Workers, start};
 pub use gate::{Gate, GateApp, Hook, Parts, Phase};

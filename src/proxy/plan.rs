@@ -31,6 +31,11 @@ const OVERRUNS_MAX: u32 = 16;
 /// Longest decision shown in a response header \[bytes\].
 const SHOWN_BYTES_MAX: usize = 4 * 1024;
 
+/// Pods of a decision that the queue may choose from, beside all others.
+const PLACES: usize = 4;
+/// Length of an answer of which nothing is known \[tokens\].
+pub(super) const OUTPUT_TOKENS: f64 = 300.0;
+
 static OVERRUNS: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
@@ -60,9 +65,20 @@ pub(super) struct Choice {
     pub(super) is_cold: bool,
     pub(super) marks: Option<Arc<Marks>>,
     pub(super) uses: [Option<u64>; 2],
+    /// This pod and the next best, with the tokens that each is believed to hold.
+    pub(super) places: Vec<(PodId, Tokens)>,
+    /// Length of an answer \[tokens\].
+    pub(super) output: f64,
 }
 
 impl Choice {
+    /// The same on another pod.
+    pub(super) fn on(mut self, pod: Arc<Pod>) -> Self {
+        self.hit = self.places.iter().find(|(place, _)| *place == pod.id).map_or(Tokens(0), |(_, hit)| *hit);
+        self.pod = pod;
+        self
+    }
+
     /// Whether the pod can begin with it at once: nothing is to be loaded or compiled for the first time, encoded or brought,
     /// and one answer is asked for.
     pub(super) fn is_plain(&self, facts: &Facts) -> bool {
@@ -158,17 +174,23 @@ impl<'a> Planner<'a> {
             .and_then(|id| query.fleet.find(id))
             .ok_or_else(|| Fault::NoPod(decision.nobody.map_or("no_pods", crate::scheduling::Nobody::as_str)))?;
         let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
-        let hit = if query.request.skips_cache { Tokens(0) } else { query.hits.depth(pod.id) };
+        let hit_on = |id| if query.request.skips_cache { Tokens(0) } else { query.hits.depth(id) };
         Ok(Choice {
             pod: Arc::clone(pod),
             part,
             leave,
             prompt: query.request.prompt_tokens,
-            hit,
+            hit: hit_on(pod.id),
             guesses: query.guesses,
             is_cold: query.hits.is_empty(),
             marks: self.marks.clone(),
             uses: [query.request.adapter, query.request.grammar],
+            places: std::iter::once(pod.id)
+                .chain(decision.alternatives.iter())
+                .take(PLACES)
+                .map(|id| (id, hit_on(id)))
+                .collect(),
+            output: Request { step: Step::Whole, ..*query.request }.output(OUTPUT_TOKENS),
         })
     }
 
@@ -287,14 +309,13 @@ impl Exchange {
         let is_shown = self.is_explained();
         let guessed = |prompt| self.gate.peers.guess(prompt, hits.prompt_tokens, &fleet, &facts.model);
         let guesses = facts.prompt.as_ref().map(guessed).unwrap_or_default();
-        let rank = self.asked_rank();
         let query = Query {
             fleet: &fleet,
             request: &request,
             hits: &hits,
             guesses,
             marks: marks.as_deref(),
-            rank,
+            rank: self.asked_rank(),
             now: started,
         };
         let mut planner = Planner {
@@ -311,10 +332,10 @@ impl Exchange {
         let (result, Placed { decision, kept, .. }, split) = decide(&mut planner);
         self.rng = planner.rng;
         HITS.set(hits);
-        let ended = now();
-        self.gate.metrics.stage(Stage::Plan, ended.since(started));
-        self.overran(ended.since(started));
-        self.note.plan_us = Some(ended.0 - started.0);
+        let took = now().since(started);
+        self.gate.metrics.stage(Stage::Plan, took);
+        self.overran(took);
+        self.note.plan_us = Some(took.as_micros() as u64);
         self.note.mode = Some(decision.mode.as_str());
         self.gate.metrics.plans.inc(decision.mode.as_str());
         if is_shown {

@@ -96,8 +96,11 @@ impl Exchange {
         }
     }
 
-    /// Marks the point of no return.
-    fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) {
+    /// Marks the point of no return; `Err`: the pod was wanted for somebody else a moment ago.
+    fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) -> Result<(), Failed> {
+        if self.permit.as_ref().is_some_and(|permit| !permit.commit()) {
+            return Err(Failed::new(Failure::Busy, Fault::PodClosed));
+        }
         self.at(Phase::Commit);
         self.handed_over(trial, status.is_success(), facts.is_stream);
         trial.answered(status);
@@ -107,7 +110,11 @@ impl Exchange {
         if let Some(ticket) = &self.ticket {
             ticket.committed(now());
         }
+        if let Some(permit) = &self.permit {
+            permit.committed();
+        }
         self.body_held = None;
+        Ok(())
     }
 
     /// An answer that is not an event stream.
@@ -131,7 +138,9 @@ impl Exchange {
             Err(Cut::Left(left)) => return Err(left.into()),
             Err(Cut::Late) => return Ok(Tried::Failed(Failed::new(Failure::FirstByteTimeout, Fault::AnswerTimeout))),
         };
-        self.commit(facts, trial, status);
+        if let Err(failed) = self.commit(facts, trial, status) {
+            return Ok(Tried::Failed(failed));
+        }
         let head = self.client_head(head, frame)?;
         let mut whole = Whole::new(facts.api.filter(|_| status.is_success()), &first);
         self.client.begin(head, first, conn.is_done()).await?;
@@ -276,7 +285,9 @@ impl Exchange {
         if let Some(failed) = self.unsound(trial).await? {
             return Ok(Tried::Failed(failed));
         }
-        self.commit(facts, trial, head.status);
+        if let Err(failed) = self.commit(facts, trial, head.status) {
+            return Ok(Tried::Failed(failed));
+        }
         let head = self.client_head(head, Frame::Open)?;
         trial.came(now(), scan.events());
         self.learn_response(&scan, trial.pod);

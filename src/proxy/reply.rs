@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use crate::api::{Api, BadBody, ErrorText, Shape, error_body, error_event};
 use crate::base::MODEL_NAME_BYTES_MAX;
+use crate::flow::Refusal;
 use crate::observe::Cause;
 use bytes::Bytes;
 
@@ -47,6 +48,8 @@ pub enum Fault {
     NoPod(&'static str),
     /// The gate's own bounds are reached; the word says which.
     Full(&'static str),
+    /// It may not wait, or not any longer: why, and when to come back.
+    Queue(Refusal),
     /// Memory is short.
     Memory,
     /// The same body killed pods before.
@@ -158,9 +161,13 @@ impl Fault {
             Self::UnknownModel(_) | Self::UnknownRoute | Self::MethodNotAllowed(_) | Self::RouteRefused => {
                 self.row_of_route()
             }
-            Self::NoPod(_) | Self::Full(_) | Self::Memory | Self::Poisoned | Self::Exhausted | Self::ShuttingDown => {
-                self.row_of_refusal()
-            }
+            Self::NoPod(_)
+            | Self::Full(_)
+            | Self::Queue(_)
+            | Self::Memory
+            | Self::Poisoned
+            | Self::Exhausted
+            | Self::ShuttingDown => self.row_of_refusal(),
             _ => self.row_of_pod(),
         }
     }
@@ -234,6 +241,11 @@ impl Fault {
             Self::Full(which) => {
                 Row::new(429, "RateLimitError", "Too much is in progress. Try again later.", Cause::RefusedModelBudget)
                     .refused(which, Some(1))
+            }
+            Self::Queue(Refusal { reason, retry_after }) => {
+                let seconds = retry_after.map(|after| after.as_secs_f64().ceil() as u32);
+                let text = "All servers are busy and the queue is too long. Try again later.";
+                Row::new(429, "RateLimitError", text, Cause::RefusedQueue).refused(reason.as_str(), seconds)
             }
             Self::Memory => Row::new(503, BUSY, "Memory is short. Try again later.", Cause::RefusedMemory)
                 .refused("memory", Some(1))

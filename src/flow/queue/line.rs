@@ -1,0 +1,260 @@
+//! Who waits in one class of one pool, and in which order they go.
+//!
+//! Tenants get the same service, times their weight, measured in cost (start-time fair queueing, Goyal 1996): each tenant that has
+//! work has a start tag, the lowest is next, and what it is served adds cost ÷ weight to its tag. Inside a tenant the earliest
+//! deadline goes first; while most come too late anyway, the cheapest. All in whole microseconds, so that two runs agree.
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::Wish;
+use crate::base::{Mono, PodId};
+use crate::flow::TicketId;
+
+/// Tickets of the window in which a pod looks for a better match.
+pub(super) const WINDOW: usize = 64;
+/// Shares of late dispatches at which the order inside a tenant changes, and changes back; and the weight of one dispatch.
+const LATE: (f64, f64) = (0.2, 0.1);
+const LATE_GAIN: f64 = 0.02;
+/// Tenants that are remembered while nothing of theirs waits.
+const RESTING_MAX: usize = 1_024;
+
+/// A ticket that waits.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) wish: Wish,
+    /// Its place by arrival.
+    pub(super) number: u64,
+    /// When it came.
+    pub(super) since: Mono,
+    /// How often a younger one was taken before it.
+    pub(super) skips: u8,
+    /// When it may not be skipped any more.
+    pub(super) due: Mono,
+    /// Cost that its model will have served its class and those before it when it is its turn \[microseconds\].
+    pub(super) mark: u64,
+    /// When it is looked at.
+    pub(super) check: Mono,
+}
+
+#[derive(Debug, Default)]
+struct Tenant {
+    /// By deadline, then by arrival.
+    by_deadline: BTreeMap<(u64, u64), TicketId>,
+    /// By cost, then by arrival; only kept while the order is that.
+    by_cost: BTreeMap<(u64, u64), TicketId>,
+    start: u64,
+}
+
+/// See the file.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    waiting: HashMap<TicketId, Waiting>,
+    tenants: HashMap<Arc<str>, Tenant>,
+    /// Start tags of tenants that have work.
+    starts: BTreeSet<(u64, Arc<str>)>,
+    /// Tags at which tenants without work would go on.
+    resting: HashMap<Arc<str>, u64>,
+    ages: VecDeque<(u64, TicketId)>,
+    virtual_time: u64,
+    late: f64,
+    is_shortest_first: bool,
+    cost_us: u64,
+    bytes: u64,
+}
+
+impl Line {
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(super) const fn cost_us(&self) -> u64 {
+        self.cost_us
+    }
+
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn get(&self, ticket: TicketId) -> Option<&Waiting> {
+        self.waiting.get(&ticket)
+    }
+
+    pub(super) fn push(&mut self, waiting: Waiting) {
+        let (ticket, wish) = (waiting.wish.ticket, &waiting.wish);
+        self.cost_us += wish.cost_us;
+        self.bytes += wish.body_bytes;
+        let tenant = self.tenants.entry(Arc::clone(&wish.tenant)).or_default();
+        if tenant.by_deadline.is_empty() {
+            tenant.start = self.virtual_time.max(self.resting.remove(&wish.tenant).unwrap_or(0));
+            self.starts.insert((tenant.start, Arc::clone(&wish.tenant)));
+        }
+        tenant.by_deadline.insert((wish.deadline.0, waiting.number), ticket);
+        if self.is_shortest_first {
+            tenant.by_cost.insert((wish.cost_us, waiting.number), ticket);
+        }
+        self.ages.push_back((waiting.number, ticket));
+        self.waiting.insert(ticket, waiting);
+    }
+
+    /// The one whose turn it is.
+    pub(super) fn head(&self) -> Option<&Waiting> {
+        let tenant = self.tenants.get(&self.starts.first()?.1)?;
+        let first = if self.is_shortest_first { tenant.by_cost.first_key_value() } else { None };
+        let (_, ticket) = first.or_else(|| tenant.by_deadline.first_key_value())?;
+        self.waiting.get(ticket)
+    }
+
+    /// The one that is due last: the latest deadline of the tenant whose turn comes last.
+    pub(super) fn last(&self) -> Option<&Waiting> {
+        let tenant = self.tenants.get(&self.starts.last()?.1)?;
+        self.waiting.get(tenant.by_deadline.last_key_value()?.1)
+    }
+
+    /// The oldest, oldest first.
+    pub(super) fn oldest(&self) -> impl Iterator<Item = &Waiting> {
+        let known = |(number, ticket): &(u64, TicketId)| self.waiting.get(ticket).filter(|one| one.number == *number);
+        self.ages.iter().take(4 * WINDOW).filter_map(known).take(WINDOW)
+    }
+
+    /// Takes one out that is not served.
+    pub(super) fn remove(&mut self, ticket: TicketId) -> Option<Waiting> {
+        let gone = self.waiting.remove(&ticket)?;
+        self.cost_us -= gone.wish.cost_us;
+        self.bytes -= gone.wish.body_bytes;
+        if let Some(tenant) = self.tenants.get_mut(&gone.wish.tenant) {
+            tenant.by_deadline.remove(&(gone.wish.deadline.0, gone.number));
+            tenant.by_cost.remove(&(gone.wish.cost_us, gone.number));
+            if tenant.by_deadline.is_empty() {
+                let start = tenant.start;
+                self.starts.remove(&(start, Arc::clone(&gone.wish.tenant)));
+                self.tenants.remove(&gone.wish.tenant);
+                self.rest(&gone.wish.tenant, start);
+            }
+        }
+        self.sweep();
+        Some(gone)
+    }
+
+    /// Takes one out to be served, and charges its tenant.
+    pub(super) fn serve(&mut self, ticket: TicketId, now: Mono) -> Option<Waiting> {
+        let first = self.starts.first().map_or(0, |(start, _)| *start);
+        self.virtual_time = self.virtual_time.max(first);
+        let served = self.remove(ticket)?;
+        let wish = &served.wish;
+        self.charge(&wish.tenant, wish.share_us(wish.cost_us));
+        self.note_lateness(now > wish.deadline);
+        Some(served)
+    }
+
+    /// It is to be looked at again then.
+    pub(super) fn check_again(&mut self, ticket: TicketId, at: Mono) {
+        if let Some(waiting) = self.waiting.get_mut(&ticket) {
+            waiting.check = at;
+        }
+    }
+
+    /// Passes over those older than this one that could have gone to the pod as well.
+    pub(super) fn skip_before(&mut self, ticket: TicketId, pod: PodId) {
+        let Some(number) = self.waiting.get(&ticket).map(|taken| taken.number) else { return };
+        for (_, older) in self.ages.iter().take_while(|(age, _)| *age < number).take(WINDOW) {
+            if let Some(waiting) = self.waiting.get_mut(older).filter(|one| !one.wish.tried.contains(&pod)) {
+                waiting.skips = waiting.skips.saturating_add(1);
+            }
+        }
+    }
+
+    /// Adds to what a tenant was served, or takes off what it was charged too much \[microseconds of cost ÷ weight\].
+    pub(super) fn correct(&mut self, tenant: &Arc<str>, more: i64) {
+        if more >= 0 {
+            self.charge(tenant, more.unsigned_abs());
+        } else if let Some(start) = self.tenants.get(tenant).map(|tenant| tenant.start) {
+            self.move_to(tenant, start.saturating_sub(more.unsigned_abs()).max(self.virtual_time.min(start)));
+        } else if let Some(start) = self.resting.get_mut(tenant) {
+            *start = start.saturating_sub(more.unsigned_abs());
+        }
+    }
+
+    fn charge(&mut self, tenant: &Arc<str>, share_us: u64) {
+        if let Some(start) = self.tenants.get(tenant).map(|tenant| tenant.start) {
+            self.move_to(tenant, start + share_us);
+        } else {
+            let start = self.resting.get(tenant).copied().unwrap_or(0).max(self.virtual_time) + share_us;
+            self.rest(tenant, start);
+        }
+    }
+
+    fn move_to(&mut self, name: &Arc<str>, start: u64) {
+        if let Some(tenant) = self.tenants.get_mut(name) {
+            let was = std::mem::replace(&mut tenant.start, start);
+            self.starts.remove(&(was, Arc::clone(name)));
+            self.starts.insert((start, Arc::clone(name)));
+        }
+    }
+
+    /// Remembers where a tenant without work goes on, as long as that is not behind the others anyway.
+    fn rest(&mut self, tenant: &Arc<str>, start: u64) {
+        let now = self.virtual_time;
+        if self.starts.is_empty() {
+            // Nobody has work: the clock goes on to the last of them, and all begin alike.
+            self.virtual_time = now.max(start);
+            self.resting.clear();
+            return;
+        }
+        if start > now {
+            if self.resting.len() >= RESTING_MAX {
+                self.resting.retain(|_, start| *start > now);
+            }
+            if self.resting.len() < RESTING_MAX {
+                self.resting.insert(Arc::clone(tenant), start);
+            }
+        }
+    }
+
+    fn note_lateness(&mut self, is_late: bool) {
+        self.late += LATE_GAIN * (f64::from(u8::from(is_late)) - self.late);
+        let was = self.is_shortest_first;
+        self.is_shortest_first = self.late > if was { LATE.1 } else { LATE.0 };
+        if was == self.is_shortest_first {
+            return;
+        }
+        for tenant in self.tenants.values_mut() {
+            tenant.by_cost.clear();
+        }
+        if self.is_shortest_first {
+            for (ticket, waiting) in &self.waiting {
+                if let Some(tenant) = self.tenants.get_mut(&waiting.wish.tenant) {
+                    tenant.by_cost.insert((waiting.wish.cost_us, waiting.number), *ticket);
+                }
+            }
+        }
+    }
+
+    /// Forgets places of those who are gone: from the front, and all once they are most.
+    fn sweep(&mut self) {
+        while self.ages.front().is_some_and(|(_, ticket)| !self.waiting.contains_key(ticket)) {
+            self.ages.pop_front();
+        }
+        if self.ages.len() > 2 * self.waiting.len() + WINDOW {
+            let waiting = &self.waiting;
+            self.ages.retain(|(_, ticket)| waiting.contains_key(ticket));
+        }
+    }
+
+    /// What must hold after every call; the words say what does not.
+    pub(super) fn invariants(&self) -> Result<(), &'static str> {
+        let costs: u64 = self.waiting.values().map(|one| one.wish.cost_us).sum();
+        let bytes: u64 = self.waiting.values().map(|one| one.wish.body_bytes).sum();
+        let listed: usize = self.tenants.values().map(|tenant| tenant.by_deadline.len()).sum();
+        let checks = [
+            (costs == self.cost_us && bytes == self.bytes, "costs or bytes of a line do not add up"),
+            (listed == self.waiting.len(), "a ticket waits in no tenant, or in two"),
+            (self.starts.len() == self.tenants.len(), "a tenant with work has no tag"),
+            (self.tenants.values().all(|tenant| !tenant.by_deadline.is_empty()), "a tenant without work has one"),
+        ];
+        checks.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
+    }
+}

@@ -1,0 +1,223 @@
+//! Whether a pod has room for one more, and how that is learnt.
+//!
+//! A pod is open for a class while the prefill queued there takes no longer than `theta` of the class, times a factor of the pod; while
+//! what runs there, grown to its expected length, and the one more fill no more than a part of its KV cache; and while no more
+//! than one request that should have had its first token has none. The last needs no reading: an engine that runs as many
+//! sequences as it may lets the next ones wait, and they are overdue. A pod with nothing in flight takes anything.
+use crate::base::Tokens;
+
+/// Bounds of the factor of `theta`.
+const FACTOR: (f64, f64) = (0.25, 4.0);
+/// What the factor becomes when an engine has more than one waiting, and what is added when none waits though the pod was closed.
+const CUT: f64 = 0.85;
+const RAISE: f64 = 0.05;
+/// Least part of the KV cache that is filled, what one reading with preemptions takes off, and what one without gives back.
+const FILL_MIN: f64 = 0.5;
+const FILL_CUT: f64 = 0.03;
+const FILL_RAISE: f64 = 0.002;
+/// Requests that may be overdue.
+const OVERDUE_MAX: u32 = 1;
+/// Queued prefill that explains no waiting \[seconds\].
+const SHORT_S: f64 = 0.1;
+
+/// What is known of a pod now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Room {
+    /// It asked to be spared.
+    pub is_spared: bool,
+    /// Prefill sent there and not done \[seconds\].
+    pub wait_s: f64,
+    /// Requests in flight there, those of others included.
+    pub requests: u32,
+    /// Of these, those that should have their first token by now and have none.
+    pub overdue: u32,
+    /// KV that is occupied, running answers grown to their expected length \[tokens\].
+    pub occupied: f64,
+    /// KV capacity \[tokens\]; infinite while unknown.
+    pub capacity: f64,
+}
+
+impl Room {
+    /// An idle pod of unknown capacity.
+    pub const IDLE: Self =
+        Self { is_spared: false, wait_s: 0.0, requests: 0, overdue: 0, occupied: 0.0, capacity: f64::INFINITY };
+}
+
+/// What was granted on a pod and is not in its [`Room`] yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Promised {
+    pub(super) requests: u32,
+    pub(super) wait_s: f64,
+    pub(super) tokens: f64,
+}
+
+impl Promised {
+    pub(super) fn add(&mut self, wait_s: f64, tokens: Tokens) {
+        self.requests += 1;
+        self.wait_s += wait_s;
+        self.tokens += tokens.0 as f64;
+    }
+
+    pub(super) fn take(&mut self, wait_s: f64, tokens: Tokens) {
+        self.requests = self.requests.saturating_sub(1);
+        self.wait_s = (self.wait_s - wait_s).max(0.0);
+        self.tokens = (self.tokens - tokens.0 as f64).max(0.0);
+        if self.requests == 0 {
+            *self = Self::default();
+        }
+    }
+}
+
+/// Why a pod takes no more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Shut {
+    /// Until its queued prefill is short enough: so long at least \[seconds\].
+    Queue(f64),
+    /// Until something there gets its first token or ends.
+    Slots,
+    /// Until something there ends.
+    Kv,
+}
+
+/// What was learnt of how much a pod takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Valve {
+    factor: f64,
+    fill: f64,
+    slots: Option<u32>,
+    preemptions: Option<u64>,
+    /// It was shut for its queue, or for KV, since the last reading.
+    was_shut: bool,
+}
+
+/// What an engine tells of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineState {
+    /// Sequences in the batch.
+    pub running: u32,
+    /// Sequences that wait.
+    pub waiting: u32,
+    /// Preemptions since it started.
+    pub preemptions: u64,
+}
+
+impl Default for Valve {
+    fn default() -> Self {
+        Self { factor: 1.0, fill: 1.0, slots: None, preemptions: None, was_shut: false }
+    }
+}
+
+impl Valve {
+    /// Whether there is room for one more of `tokens`, where a class waits for `theta_s` at most and `fill_share` of the KV is filled.
+    pub(super) fn try_open(
+        &mut self,
+        room: &Room,
+        promised: &Promised,
+        theta_s: f64,
+        tokens: Tokens,
+        fill_share: f64,
+    ) -> Result<(), Shut> {
+        let requests = room.requests + promised.requests;
+        if room.is_spared {
+            return Err(Shut::Slots);
+        }
+        if requests == 0 {
+            return Ok(());
+        }
+        let (wait_s, theta_s) = (room.wait_s + promised.wait_s, theta_s * self.factor);
+        let shut = if room.overdue > OVERDUE_MAX || self.slots.is_some_and(|slots| requests >= slots) {
+            Shut::Slots
+        } else if wait_s > theta_s {
+            Shut::Queue(wait_s - theta_s)
+        } else if room.occupied + promised.tokens + tokens.0 as f64 > fill_share * self.fill * room.capacity {
+            Shut::Kv
+        } else {
+            return Ok(());
+        };
+        self.was_shut = true;
+        Err(shut)
+    }
+
+    /// Takes a reading; `room` is what the gate itself knows of that moment.
+    pub(super) fn read(&mut self, engine: EngineState, room: &Room) {
+        let before = self.preemptions.replace(engine.preemptions);
+        // A counter that fell is another process.
+        let preempted = before.is_some_and(|before| engine.preemptions > before);
+        self.fill = if preempted { (self.fill - FILL_CUT).max(FILL_MIN) } else { (self.fill + FILL_RAISE).min(1.0) };
+        let was_shut = std::mem::take(&mut self.was_shut);
+        if engine.waiting > 1 {
+            if room.wait_s <= SHORT_S && !preempted {
+                // Not its prefills: it runs as many as it may.
+                self.slots = Some(engine.running.max(1) + 1);
+            } else {
+                self.factor = (self.factor * CUT).max(FACTOR.0);
+            }
+        } else if was_shut {
+            self.factor = (self.factor + RAISE).min(FACTOR.1);
+            self.slots = self.slots.map(|slots| slots.max(engine.running + engine.waiting) + 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUSY: Room =
+        Room { is_spared: false, wait_s: 0.0, requests: 3, overdue: 0, occupied: 900.0, capacity: 1000.0 };
+
+    fn shut(room: Room, tokens: u64) -> Option<Shut> {
+        Valve::default().try_open(&room, &Promised::default(), 0.5, Tokens(tokens), 0.95).err()
+    }
+
+    #[test]
+    fn a_pod_is_shut_by_its_queue_by_what_is_overdue_and_by_its_cache_and_an_idle_one_never_is() {
+        assert_eq!(shut(BUSY, 50), None);
+        assert_eq!(shut(BUSY, 51), Some(Shut::Kv));
+        assert_eq!(shut(Room { wait_s: 0.75, ..BUSY }, 1), Some(Shut::Queue(0.25)));
+        assert_eq!(shut(Room { overdue: 2, ..BUSY }, 1), Some(Shut::Slots));
+        assert_eq!(shut(Room { overdue: 1, ..BUSY }, 1), None);
+        assert_eq!(shut(Room { requests: 0, wait_s: 9.0, ..BUSY }, 5000), None);
+        assert_eq!(shut(Room { requests: 0, is_spared: true, ..BUSY }, 1), Some(Shut::Slots));
+        let mut promised = Promised::default();
+        promised.add(0.6, Tokens(20));
+        let now = |promised: &Promised| Valve::default().try_open(&BUSY, promised, 0.5, Tokens(40), 0.95).err();
+        assert!(matches!(now(&promised), Some(Shut::Queue(_))));
+        promised.take(0.6, Tokens(20));
+        assert_eq!((now(&promised), promised), (None, Promised::default()));
+    }
+
+    #[test]
+    fn readings_teach_how_many_and_how_much() {
+        let mut valve = Valve::default();
+        let open = |valve: &mut Valve, requests, wait_s| {
+            let room = Room { requests, wait_s, capacity: f64::INFINITY, ..BUSY };
+            valve.try_open(&room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
+        };
+        let told = |running, waiting| EngineState { running, waiting, preemptions: 0 };
+        valve.read(told(4, 3), &Room { requests: 7, ..BUSY });
+        assert!(open(&mut valve, 4, 0.0) && !open(&mut valve, 5, 0.0), "four run, one may wait");
+        valve.read(told(4, 1), &Room { requests: 5, ..BUSY });
+        assert!(open(&mut valve, 5, 0.0), "and it is tried whether more run by now");
+        let mut valve = Valve::default();
+        (0..30).for_each(|_| valve.read(told(1, 9), &Room { wait_s: 2.0, ..BUSY }));
+        assert!(!open(&mut valve, 3, 0.2), "long queues there shut it earlier");
+        for _ in 0..100 {
+            let _ = open(&mut valve, 3, 9.0);
+            valve.read(told(3, 0), &BUSY);
+        }
+        assert!(open(&mut valve, 3, 1.9), "one that is shut while nothing waits opens");
+    }
+
+    #[test]
+    fn preemptions_leave_more_of_the_cache_free() {
+        let mut valve = Valve::default();
+        let fits =
+            |valve: &mut Valve, tokens| valve.try_open(&BUSY, &Promised::default(), 0.5, Tokens(tokens), 1.0).is_ok();
+        assert!(fits(&mut valve, 100));
+        for preemptions in [0, 5, 9] {
+            valve.read(EngineState { running: 3, waiting: 0, preemptions }, &BUSY);
+        }
+        assert!(!fits(&mut valve, 50) && fits(&mut valve, 30));
+    }
+}

@@ -1,0 +1,129 @@
+//! What goes into the queue and what comes out.
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::room::{EngineState, Room};
+use crate::base::{ModelName, Mono, PodId, Tokens};
+use crate::flow::{Class, Refusal, TicketId};
+
+/// Pods that do the same for a model: prefill for others, or everything else. Each has its own lines.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pool {
+    /// The model, or adapter.
+    pub model: ModelName,
+    /// Prefill for decoders elsewhere.
+    pub is_prefill: bool,
+}
+
+/// What a request wants.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Its name.
+    pub ticket: TicketId,
+    /// Who serves it.
+    pub pool: Pool,
+    /// Its class.
+    pub class: Class,
+    /// Who is charged.
+    pub tenant: Arc<str>,
+    /// Share of the service that the tenant gets, against others.
+    pub weight: f64,
+    /// What it costs: prefill and its part of decoding \[microseconds of one pod\].
+    pub cost_us: u64,
+    /// KV that it needs once it has grown \[tokens\].
+    pub kv: Tokens,
+    /// Pods it may go to and the time of its prefill there \[microseconds\], the best first. On others it takes `cold_us`.
+    pub places: Vec<(PodId, u64)>,
+    /// Time of its prefill where nothing is cached \[microseconds\].
+    pub cold_us: u64,
+    /// Decode pod of a prefill that is to be handed over: it must have room for the KV.
+    pub partner: Option<PodId>,
+    /// Pods it must not go to any more.
+    pub tried: Vec<PodId>,
+    /// It goes to the first of its places or nowhere.
+    pub is_pinned: bool,
+    /// Bytes of its body.
+    pub body_bytes: u64,
+    /// When it came.
+    pub arrived: Mono,
+    /// When its first token is due; orders those of a tenant.
+    pub deadline: Mono,
+    /// The deadline is a promise: refuse it early rather than answer late.
+    pub is_promised: bool,
+    /// It ended a wait, or an attempt, before: it is not refused for what is predicted.
+    pub is_again: bool,
+}
+
+impl Wish {
+    pub(super) fn best_us(&self) -> u64 {
+        self.places.first().map_or(self.cold_us, |(_, us)| *us)
+    }
+
+    pub(super) fn prefill_us(&self, pod: PodId) -> u64 {
+        self.places.iter().find(|(place, _)| *place == pod).map_or(self.cold_us, |(_, us)| *us)
+    }
+
+    /// Cost as it is charged to its tenant \[microseconds ÷ weight\].
+    pub(super) fn share_us(&self, cost_us: u64) -> u64 {
+        (cost_us as f64 / self.weight.max(1e-6)) as u64
+    }
+
+    pub(super) fn slack(&self) -> Duration {
+        self.deadline.since(self.arrived)
+    }
+}
+
+/// What happens.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A request wants to go.
+    Asks(Wish),
+    /// What was granted counts in [`Rooms`] from now on.
+    Booked(TicketId),
+    /// Its first token is there: nothing takes it back any more.
+    Committed(TicketId),
+    /// Its client went away, or it stopped waiting.
+    Left(TicketId),
+    /// A granted one ended; with what it really cost, if that is known \[microseconds\].
+    Over(TicketId, Option<u64>),
+    /// Something on a pod ended or got its first token.
+    Eased(PodId),
+    /// A pod was read.
+    Read(PodId, EngineState),
+    /// The pods of a pool, sorted.
+    Pods(Pool, Vec<PodId>),
+    /// The time of [`super::Queue::next_deadline`] has come.
+    Tick,
+}
+
+/// What the caller must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send it to this pod now.
+    Grant(TicketId, PodId),
+    /// Refuse it.
+    Refuse(TicketId, Refusal),
+    /// Take it back from its pod if nothing of it reached its client; then it may ask again.
+    Recall(TicketId),
+}
+
+/// The room of pods now.
+pub trait Rooms {
+    /// Of one pod; `None`: it takes nothing.
+    fn room(&self, pod: PodId, now: Mono) -> Option<Room>;
+}
+
+/// What waits in a class of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Backlog {
+    /// Requests.
+    pub requests: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+    /// What they cost \[seconds of one pod\].
+    pub cost_s: f64,
+    /// Age of the oldest \[seconds\].
+    pub oldest_s: f64,
+    /// Time in which they and those before them will be taken \[seconds\].
+    pub wait_s: f64,
+}

@@ -1,0 +1,184 @@
+//! The pods as the queue sees them: what each was promised, what it has room for, and whom it takes next.
+use std::collections::HashMap;
+
+use super::line::{Line, Waiting};
+use super::pool::Lines;
+use super::room::{EngineState, Promised, Room, Shut, Valve};
+use super::settings::{Classes, QueueSettings};
+use super::{Rooms, Wish};
+use crate::base::{Mono, PodId, Tokens};
+use crate::flow::{Class, TicketId};
+
+/// Younger ones that may be taken before a ticket.
+const SKIPS_MAX: u8 = 8;
+
+#[derive(Debug, Default)]
+struct Pod {
+    promised: Promised,
+    valve: Valve,
+    /// When it is looked at next.
+    look: Option<Mono>,
+    /// For whom it is kept.
+    kept_for: Option<TicketId>,
+}
+
+/// See the file.
+#[derive(Debug)]
+pub(super) struct Yard {
+    pub(super) settings: QueueSettings,
+    pub(super) classes: Classes,
+    pods: HashMap<PodId, Pod>,
+}
+
+/// One look at a pod.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    pub(super) now: Mono,
+    pub(super) pod: PodId,
+    pub(super) room: Room,
+    pub(super) rooms: &'a dyn Rooms,
+}
+
+/// How good a match is, in microseconds, and whose.
+type Match = Option<(u64, TicketId)>;
+
+impl Yard {
+    pub(super) fn new(settings: QueueSettings, classes: Classes) -> Self {
+        Self { settings, classes, pods: HashMap::new() }
+    }
+
+    /// Whether a request could go to a pod now.
+    pub(super) fn fits(&mut self, look: &Look<'_>, wish: &Wish, lines: &Lines) -> Result<(), Shut> {
+        let is_elsewhere = wish.is_pinned && wish.places.first().is_some_and(|(pod, _)| *pod != look.pod);
+        if is_elsewhere
+            || wish.tried.contains(&look.pod)
+            || self.is_long(wish, look.pod) && lines.long >= self.long_max(lines)
+        {
+            return Err(Shut::Slots);
+        }
+        let (theta_s, fill) = (self.classes.of(wish.class).pod_wait_max_s, self.settings.kv_fill_share);
+        let state = self.pods.entry(look.pod).or_default();
+        if state.kept_for.is_some_and(|ticket| ticket != wish.ticket) {
+            return Err(Shut::Kv);
+        }
+        state.valve.try_open(&look.room, &state.promised, theta_s, wish.kv, fill)?;
+        let Some(partner) = wish.partner else { return Ok(()) };
+        let Some(room) = look.rooms.room(partner, look.now) else { return Err(Shut::Kv) };
+        let state = self.pods.entry(partner).or_default();
+        // Nothing is prefilled there.
+        let (room, promised) = (Room { wait_s: 0.0, ..room }, Promised { wait_s: 0.0, ..state.promised });
+        state.valve.try_open(&room, &promised, theta_s, wish.kv, fill)
+    }
+
+    /// Whether its prefill is long there, of those that only some pods may have at once.
+    pub(super) fn is_long(&self, wish: &Wish, pod: PodId) -> bool {
+        wish.class == Class::Batch && wish.prefill_us(pod) as f64 > self.settings.long_prefill_s * 1e6
+    }
+
+    fn long_max(&self, lines: &Lines) -> u32 {
+        (self.settings.long_prefill_pods_share * lines.pods.len() as f64).floor().max(1.0) as u32
+    }
+
+    /// The next one of a class for a pod. `Err`: somebody would go there if there were room.
+    pub(super) fn pick(&mut self, look: &Look<'_>, line: &Line, lines: &Lines) -> Result<Option<TicketId>, Shut> {
+        let Some(head) = line.head() else { return Ok(None) };
+        let may = |one: &Waiting| {
+            look.now >= one.due || one.skips >= SKIPS_MAX || one.wish.prefill_us(look.pod) <= one.wish.best_us()
+        };
+        let mut shut = None;
+        if may(head) {
+            match self.fits(look, &head.wish, lines) {
+                Ok(()) => return Ok(Some(head.wish.ticket)),
+                // The same for everybody in the class.
+                Err(why @ Shut::Queue(_)) => return Err(why),
+                Err(why) => shut = Some(why),
+            }
+        }
+        let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
+        let (mut best, mut nearest): (Match, Match) = (None, None);
+        for one in line.oldest() {
+            let (is_ready, prefill_us) = (may(one), one.wish.prefill_us(look.pod));
+            if !is_ready && !is_idle {
+                continue;
+            }
+            match self.fits(look, &one.wish, lines) {
+                Err(why) => shut = shut.or(Some(why)),
+                Ok(()) if one.skips >= SKIPS_MAX => return Ok(Some(one.wish.ticket)),
+                Ok(()) if is_ready => {
+                    let gain = one.wish.cold_us.saturating_sub(prefill_us);
+                    best = best.filter(|(most, _)| *most >= gain).or(Some((gain, one.wish.ticket)));
+                }
+                Ok(()) => {
+                    let excess = prefill_us.saturating_sub(one.wish.best_us());
+                    nearest = nearest.filter(|(least, _)| *least <= excess).or(Some((excess, one.wish.ticket)));
+                }
+            }
+        }
+        match (best.or(nearest), shut) {
+            (Some((_, ticket)), _) => Ok(Some(ticket)),
+            (None, Some(why)) => Err(why),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// What was promised on a pod.
+    pub(super) fn promised(&self, pod: PodId) -> Promised {
+        self.pods.get(&pod).map_or_else(Promised::default, |state| state.promised)
+    }
+
+    /// Something was granted there.
+    pub(super) fn promise(&mut self, pod: PodId, ticket: TicketId, wait_s: f64, kv: Tokens) {
+        let state = self.pods.entry(pod).or_default();
+        state.promised.add(wait_s, kv);
+        if state.kept_for == Some(ticket) {
+            state.kept_for = None;
+        }
+    }
+
+    /// What was granted there counts elsewhere now, or is over.
+    pub(super) fn unpromise(&mut self, pod: PodId, wait_s: f64, kv: Tokens) {
+        if let Some(state) = self.pods.get_mut(&pod) {
+            state.promised.take(wait_s, kv);
+        }
+    }
+
+    /// Keeps a pod for a ticket until it goes there.
+    pub(super) fn keep(&mut self, pod: PodId, ticket: TicketId) {
+        self.pods.entry(pod).or_default().kept_for.get_or_insert(ticket);
+    }
+
+    /// Nobody keeps a pod for this ticket any more; the pods that were kept.
+    pub(super) fn let_go(&mut self, ticket: TicketId) -> Vec<PodId> {
+        let kept = self.pods.iter_mut().filter(|(_, state)| state.kept_for == Some(ticket));
+        kept.map(|(pod, state)| {
+            state.kept_for = None;
+            *pod
+        })
+        .collect()
+    }
+
+    /// Whether a pod is kept for somebody.
+    pub(super) fn is_kept(&self, pod: PodId) -> bool {
+        self.pods.get(&pod).is_some_and(|state| state.kept_for.is_some())
+    }
+
+    /// A reading of a pod.
+    pub(super) fn read(&mut self, pod: PodId, engine: EngineState, room: &Room) {
+        self.pods.entry(pod).or_default().valve.read(engine, room);
+    }
+
+    /// When the pod is looked at next.
+    pub(super) fn look(&mut self, pod: PodId) -> &mut Option<Mono> {
+        &mut self.pods.entry(pod).or_default().look
+    }
+
+    /// Pods that are known.
+    pub(super) fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Grants that are not booked yet.
+    pub(super) fn promised_requests(&self) -> usize {
+        self.pods.values().map(|state| state.promised.requests as usize).sum()
+    }
+}
