@@ -21,7 +21,7 @@ use crate::base::Mono;
 use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
 use crate::export::AccessLog;
 use crate::export::access_log::Writer;
-use crate::observe::{ExplainRing, MetricLimits, Metrics, Readiness};
+use crate::observe::{ExplainRing, MetricLimits, Metrics, QueueSeries, Readiness};
 use crate::pods::Table;
 use crate::prefix::Index;
 use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
@@ -209,6 +209,7 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
             let stats = seen.index.stats();
             metrics.index_blocks.set(stats.blocks as u64);
             metrics.index_bytes.set(stats.bytes as u64);
+            metrics.queues.store(Arc::new(queues(&seen)));
         }),
         replay: Box::new(move |id, policy| {
             let names: Vec<_> = policy_names().collect();
@@ -219,4 +220,34 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
         changes_from: config.admin.changes_from,
         version: env!("CARGO_PKG_VERSION"),
     }
+}
+
+/// What waits, by model: those without series of their own together.
+fn queues(gate: &Gate) -> Vec<QueueSeries> {
+    let mut all: Vec<QueueSeries> = Vec::new();
+    for (pool, class, backlog) in gate.waitroom.backlogs() {
+        let model = gate.metrics.model(&pool.model).name.clone();
+        let (role, class) = (if pool.is_prefill { "prefill" } else { "decode" }, class.as_str());
+        let known = all.iter_mut().find(|line| line.model == model && line.role == role && line.class == class);
+        if let Some(line) = known {
+            line.requests += backlog.requests;
+            line.body_bytes += backlog.body_bytes;
+            line.cost_s += backlog.cost_s;
+            line.oldest_s = line.oldest_s.max(backlog.oldest_s);
+            line.backlog_s = line.backlog_s.max(backlog.wait_s);
+            continue;
+        }
+        all.push(QueueSeries {
+            model,
+            role,
+            class,
+            requests: backlog.requests,
+            body_bytes: backlog.body_bytes,
+            cost_s: backlog.cost_s,
+            oldest_s: backlog.oldest_s,
+            backlog_s: backlog.wait_s,
+        });
+    }
+    all.sort_by(|a, b| (&a.model, a.role, a.class).cmp(&(&b.model, b.role, b.class)));
+    all
 }

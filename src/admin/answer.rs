@@ -76,6 +76,7 @@ const INDEX: &str = "tidegate admin\n\
     GET  /readyz               ready for traffic\n\
     GET  /metrics              Prometheus text\n\
     GET  /pods                 pods with load, standing and readings\n\
+    GET  /queue                what waits, by model, role and class\n\
     GET  /explain              ids of recent decisions\n\
     GET  /explain/<request id> one decision; with ?policy=<name> what that policy would have chosen\n\
     GET  /safe-mode            state; POST on or off to switch";
@@ -93,7 +94,7 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
     }
     let explained = path.strip_prefix("/explain/");
     let is_known = explained.is_some()
-        || matches!(path, "/" | "/healthz" | "/readyz" | "/metrics" | "/pods" | "/explain" | "/safe-mode");
+        || matches!(path, "/" | "/healthz" | "/readyz" | "/metrics" | "/pods" | "/queue" | "/explain" | "/safe-mode");
     if is_known && !is_read {
         let allow = if path == "/safe-mode" { "GET, HEAD, POST" } else { "GET, HEAD" };
         return Answer { allow: Some(allow), ..Answer::text(405, format!("use {allow}")) };
@@ -108,6 +109,7 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
         },
         "/metrics" => metrics(state),
         "/pods" => Answer::json(pods(state)),
+        "/queue" => Answer::json(queue(state)),
         "/explain" => Answer::json(recent(&state.explain)),
         "/safe-mode" => Answer::json(safe_mode(state)),
         _ => match explained {
@@ -115,6 +117,24 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
             None => Answer::text(404, "no such page; see /"),
         },
     }
+}
+
+/// What waits now.
+fn queue(state: &AdminState) -> String {
+    (state.refresh)(&state.metrics);
+    let lines = state.metrics.queues.load();
+    let rows: Vec<String> = lines
+        .iter()
+        .map(|line| {
+            let mut row = String::from("{\"model\":");
+            json::string(&mut row, &line.model);
+            row + &format!(
+                ",\"role\":\"{}\",\"class\":\"{}\",\"requests\":{},\"body_bytes\":{},\"cost_s\":{:.3},\"oldest_s\":{:.3},\"backlog_s\":{:.3}}}",
+                line.role, line.class, line.requests, line.body_bytes, line.cost_s, line.oldest_s, line.backlog_s
+            )
+        })
+        .collect();
+    format!("[{}]\n", rows.join(",\n "))
 }
 
 /// A kept decision, or what the policy of `policy=<name>` would have decided.

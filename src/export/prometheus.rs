@@ -116,6 +116,15 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Degradations => family(&metrics.degradations, to),
         M::Plans => family(&metrics.plans, to),
         M::Slo => family(&metrics.slo, to),
+        M::QueueRequests | M::QueueBytes | M::QueueCost | M::QueueOldest | M::QueueBacklog => {
+            queues(metric, metrics, to)
+        }
+        M::QueueOutcomes => family(&metrics.queue_outcomes, to),
+        M::QueueWaits => {
+            for (class, waits) in ["interactive", "standard", "batch"].into_iter().zip(&metrics.queue_waits) {
+                to.histogram(class, &waits.snapshot());
+            }
+        }
         M::DisaggRemote => family(&metrics.disagg_remote, to),
         M::DisaggLocal => family(&metrics.disagg_local, to),
         M::DisaggReplans => family(&metrics.disagg_replans, to),
@@ -153,6 +162,19 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
             for pod in &scrape.fleet.pods {
                 pod_samples(metric, pod, scrape.now, to);
             }
+        }
+    }
+}
+
+fn queues(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    for line in metrics.queues.load().iter() {
+        let labels = [&*line.model, line.role, line.class];
+        match metric {
+            MetricName::QueueRequests => to.sample(&labels, line.requests),
+            MetricName::QueueBytes => to.sample(&labels, line.body_bytes),
+            MetricName::QueueCost => to.float(&labels, line.cost_s),
+            MetricName::QueueOldest => to.float(&labels, line.oldest_s),
+            _ => to.float(&labels, line.backlog_s),
         }
     }
 }

@@ -25,7 +25,7 @@ pub use caller::{Caller, Class, Trust};
 pub use gate::{Arrival, Effect, Effects, Event, Gate, GateSettings, TicketId};
 pub use poison::{BodyKey, PoisonGuard};
 pub use queue::{
-    Backlog, ClassSettings, Classes, EngineState, Pool, Queue, QueueSettings, Room, Rooms, WhenFull, Wish,
+    Backlog, ClassRules, ClassSettings, Classes, EngineState, Pool, Queue, QueueSettings, Room, Rooms, WhenFull, Wish,
 };
 pub use refusal::{Reason, Refusal};
 pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, may_retry};

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use super::cause::Cause;
 use super::family::{Family, OTHER};
 use super::gauge::Gauge;
-use super::histogram::{Histogram, OVERHEAD_US};
+use super::histogram::{Histogram, OVERHEAD_US, TTFT_US};
 use super::model::{InFlight, ModelMetrics};
 use crate::base::{ModelName, PodId};
 
@@ -97,6 +97,27 @@ pub struct RequestSeries {
     pub count: u64,
 }
 
+/// What waits in a class of a pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueueSeries {
+    /// Model it is for.
+    pub model: ModelName,
+    /// What its pods do: `prefill` for others, or everything else.
+    pub role: &'static str,
+    /// Class.
+    pub class: &'static str,
+    /// Requests that wait.
+    pub requests: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+    /// What they cost \[seconds of one pod\].
+    pub cost_s: f64,
+    /// Age of the oldest \[seconds\].
+    pub oldest_s: f64,
+    /// Time in which they and those before them will have gone \[seconds\].
+    pub backlog_s: f64,
+}
+
 /// What the latency model knows of one variant of pods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepTimeSeries {
@@ -173,6 +194,12 @@ pub struct Metrics {
     pub index_bytes: Gauge,
     /// What the latency model knows, by variant; set.
     pub step_times: ArcSwap<Vec<StepTimeSeries>>,
+    /// What waits; set.
+    pub queues: ArcSwap<Vec<QueueSeries>>,
+    /// Requests at the queue by what became of them.
+    pub queue_outcomes: Family,
+    /// Waits of those who had to, by class in the order of classes.
+    pub queue_waits: [Histogram; 3],
     /// 1 in safe mode; set.
     pub safe_mode: Gauge,
     /// 1 with explain on for everybody; set.
@@ -221,6 +248,9 @@ impl Metrics {
             index_blocks: Gauge::default(),
             index_bytes: Gauge::default(),
             step_times: ArcSwap::default(),
+            queues: ArcSwap::default(),
+            queue_outcomes: Family::with(&["at_once", "waited", "refused", "left", "recalled"]),
+            queue_waits: std::array::from_fn(|_| Histogram::new(TTFT_US)),
             safe_mode: Gauge::default(),
             explain: Gauge::default(),
             ready: Gauge::default(),

@@ -101,6 +101,20 @@ metrics! {
         "Routing decisions, by mode normal or safe.";
     Slo = "slo_total", Counter, "requests", ["verdict"],
         "Requests served to the end that were promised a time to first token or between tokens: kept, late (first token), slow.";
+    QueueRequests = "queue_requests", Gauge, "requests", ["model", "role", "class"],
+        "Requests that wait for room on a pod.";
+    QueueBytes = "queue_body_bytes", Gauge, "bytes", ["model", "role", "class"],
+        "Bytes of the bodies of requests that wait.";
+    QueueCost = "queue_cost_seconds", Gauge, "seconds", ["model", "role", "class"],
+        "What the requests that wait cost, in seconds of one pod.";
+    QueueOldest = "queue_oldest_seconds", Gauge, "seconds", ["model", "role", "class"],
+        "Age of the oldest request that waits.";
+    QueueBacklog = "queue_backlog_seconds", Gauge, "seconds", ["model", "role", "class"],
+        "Time in which the class and those before it will have gone to pods, at the present pace: what an autoscaler should read.";
+    QueueOutcomes = "queue_total", Counter, "requests", ["outcome"],
+        "Requests that asked for a pod: at_once, waited, refused, left (the client, while it waited), recalled (for another class).";
+    QueueWaits = "queue_wait_seconds", Histogram, "seconds", ["class"],
+        "Time in the queue of requests that had to wait and went to a pod.";
     DisaggRemote = "disagg_remote_total", Counter, "requests", ["reason"],
         "Requests for which two pods were planned, by what decided.";
     DisaggLocal = "disagg_local_total", Counter, "requests", ["reason"],

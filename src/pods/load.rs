@@ -172,6 +172,12 @@ impl Load {
         }
     }
 
+    /// Requests without a first token: streams until it came, others until it was predicted.
+    pub fn unanswered(&self, now: Mono) -> u32 {
+        let queue = self.queue();
+        queue.streams + (f64::from(queue.plain) * queue.left(now)).ceil() as u32
+    }
+
     /// Streams that should have their first token by now and have none.
     pub fn overdue(&self, now: Mono) -> u32 {
         if Mono(self.until.load(Relaxed)) <= now { self.streams.load(Relaxed) } else { 0 }

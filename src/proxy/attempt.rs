@@ -310,6 +310,7 @@ impl Exchange {
             let failed = match self.attempt_unless(recalled, facts, &choice, &mut trial, alarm.as_mut()).await? {
                 // Closing the connection has aborted it; it waits again.
                 None => {
+                    self.gate.metrics.queue_outcomes.inc("recalled");
                     drop(trial);
                     self.let_go();
                     continue;

@@ -292,6 +292,7 @@ impl Exchange {
             events: note.events,
             ttft_us: note.first_at.map(|first| micros(note.started, first)),
             e2e_us: micros(note.started, end),
+            queue_us: (note.queued_us > 0).then_some(note.queued_us),
             plan_us: note.plan_us,
             ..AccessRecord::new(unix_ms(), &note.request_id, head.method.as_str(), note.route, cause)
         });

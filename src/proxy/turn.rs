@@ -46,17 +46,39 @@ impl Exchange {
         let wish = self.wish(facts, &choice, ticket, partner, tried);
         let asked = now();
         let permit = match self.gate.waitroom.ask(&self.gate, wish) {
-            Said::Go(permit) => permit,
-            Said::Refused(refusal) => return Err(Fault::Queue(refusal).into()),
+            Said::Go(permit) => {
+                self.gate.metrics.queue_outcomes.inc("at_once");
+                permit
+            }
+            Said::Refused(refusal) => {
+                self.gate.metrics.queue_outcomes.inc("refused");
+                return Err(Fault::Queue(refusal).into());
+            }
             Said::Wait(waiting) => {
                 self.at(Phase::Queue);
                 let called = tokio::select! {
                     biased;
                     called = waiting.called() => called,
-                    left = self.client.left() => return Err(left.into()),
+                    left = self.client.left() => {
+                        self.gate.metrics.queue_outcomes.inc("left");
+                        return Err(left.into());
+                    }
                 };
+                self.gate.metrics.queue_outcomes.inc(if called.is_ok() { "waited" } else { "refused" });
                 let waited = now().since(asked);
                 self.note.queued_us += waited.as_micros() as u64;
+                if let Some(waits) =
+                    self.gate.metrics.queue_waits.get(facts.caller.class as usize).filter(|_| called.is_ok())
+                {
+                    waits.observe(waited);
+                }
+                // Many leave at once when a page is closed: who has left by now is not sent.
+                tokio::task::yield_now().await;
+                tokio::select! {
+                    biased;
+                    left = self.client.left() => return Err(left.into()),
+                    () = std::future::ready(()) => {}
+                }
                 // The time that a pod has begins when it is asked.
                 let deadline = alarm.deadline() + waited;
                 alarm.as_mut().reset(deadline);

@@ -355,6 +355,7 @@ impl Rooms for Books<'_> {
             is_spared: sign.busy_until.is_some(),
             wait_s: seen.wait_s,
             requests: requests as u32,
+            unanswered: pod.load.unanswered(now),
             overdue: pod.load.overdue(now),
             // Each is met at any point of its answer.
             occupied: seen.pinned_tokens + seen.others.1 + 0.5 * output * requests,

@@ -32,7 +32,7 @@ use line::Waiting;
 use pool::{Key, Lines};
 use room::Shut;
 pub use room::{EngineState, Room};
-pub use settings::{ClassSettings, Classes, QueueSettings, WhenFull};
+pub use settings::{ClassRules, ClassSettings, Classes, QueueSettings, WhenFull};
 
 pub use wish::{Backlog, Effect, Event, Pool, Rooms, Wish};
 use yard::{Look, Yard};
@@ -232,7 +232,7 @@ impl Queue {
 
     /// Why one more must not wait.
     fn objection(&mut self, now: Mono, wish: &Wish) -> Option<Refusal> {
-        let limits = self.yard.classes.of(wish.class).clone();
+        let limits = self.yard.classes.of(wish.class);
         let lines = self.pools.get(&wish.pool)?;
         let line = lines.line(wish.class)?;
         let ahead_us = lines.ahead_us(wish.class);
@@ -369,6 +369,9 @@ impl Queue {
                 lines.long = lines.long.saturating_sub(1);
             }
             let pod = granted.pod;
+            if let Some(room) = rooms.room(pod, now) {
+                self.yard.answered(pod, &room);
+            }
             self.fill(now, pod, rooms);
         }
     }

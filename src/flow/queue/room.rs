@@ -2,8 +2,10 @@
 //!
 //! A pod is open for a class while the prefill queued there takes no longer than `theta` of the class, times a factor of the pod; while
 //! what runs there, grown to its expected length, and the one more fill no more than a part of its KV cache; and while no more
-//! than one request that should have had its first token has none. The last needs no reading: an engine that runs as many
-//! sequences as it may lets the next ones wait, and they are overdue. A pod with nothing in flight takes anything.
+//! than one request that should have had its first token has none; and while no more than a window of requests have none at all.
+//! The window grows by one when as many first tokens came in time as it is wide, and is halved when some are overdue, as TCP
+//! does it: an engine that runs as many sequences as it may lets the next ones wait, and that is seen without any reading. A
+//! pod with nothing in flight takes anything.
 use crate::base::Tokens;
 
 /// Bounds of the factor of `theta`.
@@ -17,6 +19,8 @@ const FILL_CUT: f64 = 0.03;
 const FILL_RAISE: f64 = 0.002;
 /// Requests that may be overdue.
 const OVERDUE_MAX: u32 = 1;
+/// Bounds of the window; it begins at the least.
+const WINDOW: (f64, f64) = (2.0, 1_024.0);
 /// Queued prefill that explains no waiting \[seconds\].
 const SHORT_S: f64 = 0.1;
 
@@ -29,7 +33,9 @@ pub struct Room {
     pub wait_s: f64,
     /// Requests in flight there, those of others included.
     pub requests: u32,
-    /// Of these, those that should have their first token by now and have none.
+    /// Of these, those without a first token.
+    pub unanswered: u32,
+    /// Of these, those that should have it by now.
     pub overdue: u32,
     /// KV that is occupied, running answers grown to their expected length \[tokens\].
     pub occupied: f64,
@@ -39,8 +45,15 @@ pub struct Room {
 
 impl Room {
     /// An idle pod of unknown capacity.
-    pub const IDLE: Self =
-        Self { is_spared: false, wait_s: 0.0, requests: 0, overdue: 0, occupied: 0.0, capacity: f64::INFINITY };
+    pub const IDLE: Self = Self {
+        is_spared: false,
+        wait_s: 0.0,
+        requests: 0,
+        unanswered: 0,
+        overdue: 0,
+        occupied: 0.0,
+        capacity: f64::INFINITY,
+    };
 }
 
 /// What was granted on a pod and is not in its [`Room`] yet.
@@ -85,6 +98,10 @@ pub(super) struct Valve {
     factor: f64,
     fill: f64,
     slots: Option<u32>,
+    window: f64,
+    /// The window was full since the last first token; and first tokens that came in time since it was last changed.
+    was_full: bool,
+    in_time: u32,
     preemptions: Option<u64>,
     /// It was shut for its queue, or for KV, since the last reading.
     was_shut: bool,
@@ -103,7 +120,16 @@ pub struct EngineState {
 
 impl Default for Valve {
     fn default() -> Self {
-        Self { factor: 1.0, fill: 1.0, slots: None, preemptions: None, was_shut: false }
+        Self {
+            factor: 1.0,
+            fill: 1.0,
+            slots: None,
+            window: WINDOW.0,
+            was_full: false,
+            in_time: 0,
+            preemptions: None,
+            was_shut: false,
+        }
     }
 }
 
@@ -125,7 +151,12 @@ impl Valve {
             return Ok(());
         }
         let (wait_s, theta_s) = (room.wait_s + promised.wait_s, theta_s * self.factor);
-        let shut = if room.overdue > OVERDUE_MAX || self.slots.is_some_and(|slots| requests >= slots) {
+        let is_full = f64::from(room.unanswered + promised.requests) >= self.window;
+        if room.overdue > OVERDUE_MAX {
+            (self.window, self.in_time) = ((self.window / 2.0).max(WINDOW.0), 0);
+        }
+        self.was_full |= is_full;
+        let shut = if is_full || room.overdue > OVERDUE_MAX || self.slots.is_some_and(|slots| requests >= slots) {
             Shut::Slots
         } else if wait_s > theta_s {
             Shut::Queue(wait_s - theta_s)
@@ -136,6 +167,16 @@ impl Valve {
         };
         self.was_shut = true;
         Err(shut)
+    }
+
+    /// A first token came; `room` is what is known after it.
+    pub(super) fn answered(&mut self, room: &Room) {
+        if room.overdue == 0 && std::mem::take(&mut self.was_full) {
+            self.in_time += 1;
+            if f64::from(self.in_time) >= self.window {
+                (self.window, self.in_time) = ((self.window + 1.0).min(WINDOW.1), 0);
+            }
+        }
     }
 
     /// Takes a reading; `room` is what the gate itself knows of that moment.
@@ -163,8 +204,15 @@ impl Valve {
 mod tests {
     use super::*;
 
-    const BUSY: Room =
-        Room { is_spared: false, wait_s: 0.0, requests: 3, overdue: 0, occupied: 900.0, capacity: 1000.0 };
+    const BUSY: Room = Room {
+        is_spared: false,
+        wait_s: 0.0,
+        requests: 3,
+        unanswered: 0,
+        overdue: 0,
+        occupied: 900.0,
+        capacity: 1000.0,
+    };
 
     fn shut(room: Room, tokens: u64) -> Option<Shut> {
         Valve::default().try_open(&room, &Promised::default(), 0.5, Tokens(tokens), 0.95).err()
@@ -207,6 +255,29 @@ mod tests {
             valve.read(told(3, 0), &BUSY);
         }
         assert!(open(&mut valve, 3, 1.9), "one that is shut while nothing waits opens");
+    }
+
+    #[test]
+    fn the_window_follows_first_tokens() {
+        let mut valve = Valve::default();
+        let open = |valve: &mut Valve, unanswered, overdue| {
+            let room = Room { unanswered, overdue, requests: 300, capacity: f64::INFINITY, ..BUSY };
+            valve.try_open(&room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
+        };
+        assert!(open(&mut valve, 1, 0) && !open(&mut valve, 2, 0));
+        for wide in 2..9 {
+            for _ in 0..wide {
+                assert!(!open(&mut valve, wide, 0) && open(&mut valve, wide - 1, 0));
+                valve.answered(&BUSY);
+                valve.answered(&BUSY);
+            }
+        }
+        assert!(open(&mut valve, 8, 0) && !open(&mut valve, 9, 0), "what comes while it is not full teaches nothing");
+        for _ in 0..9 {
+            assert!(!open(&mut valve, 2, 2));
+        }
+        valve.answered(&Room { overdue: 1, ..BUSY });
+        assert!(!open(&mut valve, 2, 0) && open(&mut valve, 1, 0));
     }
 
     #[test]

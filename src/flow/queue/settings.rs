@@ -17,56 +17,32 @@ pub enum WhenFull {
     EvictLast,
 }
 
-/// One class, per model.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// What is written of a class. Each class has defaults of its own.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct ClassSettings {
-    /// Share of the service that classes below the first get, against each other. The first class goes before all others.
-    pub weight: f64,
-    /// Share of the service that the class gets at least while it has work, in 0 to 0.5.
-    pub floor_share: f64,
-    /// Requests that may wait.
-    pub requests_max: u32,
-    /// Bytes of bodies that may wait.
-    pub body_bytes_max: u64,
-    /// Work that may wait, in seconds of one pod.
-    pub cost_s_max: f64,
-    /// Longest wait, in seconds.
-    pub wait_max_s: f64,
+    /// Share of the service that classes below the first get, against each other. The first class goes before all others. Unset: 4 for
+    /// `standard`, 1 for `batch`.
+    pub weight: Option<f64>,
+    /// Share of the service that the class gets at least while it has work, in 0 to 0.5. Unset: 0.1 for `standard`, 0.05 for `batch`.
+    pub floor_share: Option<f64>,
+    /// Requests that may wait, for each model. Unset: 20000.
+    pub requests_max: Option<u32>,
+    /// Bytes of bodies that may wait, for each model. Unset: 536870912.
+    pub body_bytes_max: Option<u64>,
+    /// Work that may wait, for each model, in seconds of one pod. Unset: 1000000.
+    pub cost_s_max: Option<f64>,
+    /// Longest wait, in seconds. Unset: 60 for `interactive`, 120 for `standard`, 3600 for `batch`.
+    pub wait_max_s: Option<f64>,
     /// What becomes of one too many: `refuse_newest` or `evict_last`.
     pub when_full: WhenFull,
-    /// A pod takes one more request of this class while its queued prefill takes no longer than this, in seconds; each pod adapts
-    /// it by a factor.
-    pub pod_wait_max_s: f64,
-}
-
-impl ClassSettings {
-    const fn of(class: Class) -> Self {
-        let (weight, floor_share, wait_max_s, pod_wait_max_s) = match class {
-            Class::Interactive => (1.0, 0.0, 60.0, 0.5),
-            Class::Standard => (4.0, 0.1, 120.0, 0.5),
-            Class::Batch => (1.0, 0.05, 3_600.0, 0.2),
-        };
-        Self {
-            weight,
-            floor_share,
-            requests_max: 20_000,
-            body_bytes_max: 512 << 20,
-            cost_s_max: 1e6,
-            wait_max_s,
-            when_full: WhenFull::RefuseNewest,
-            pod_wait_max_s,
-        }
-    }
-
-    /// See [`ClassSettings::wait_max_s`].
-    pub fn wait_max(&self) -> Duration {
-        Duration::from_secs_f64(self.wait_max_s)
-    }
+    /// A pod takes one more request of this class while its queued prefill takes no longer than this, in seconds; each pod adapts it
+    /// by a factor. Unset: 0.5; 0.2 for `batch`.
+    pub pod_wait_max_s: Option<f64>,
 }
 
 /// Settings under `flow.classes`.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Classes {
     /// Somebody watches the first token.
@@ -77,23 +53,51 @@ pub struct Classes {
     pub batch: ClassSettings,
 }
 
-impl Default for Classes {
-    fn default() -> Self {
-        Self {
-            interactive: ClassSettings::of(Class::Interactive),
-            standard: ClassSettings::of(Class::Standard),
-            batch: ClassSettings::of(Class::Batch),
-        }
+/// What holds for a class, per pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClassRules {
+    /// See [`ClassSettings::weight`].
+    pub weight: f64,
+    /// See [`ClassSettings::floor_share`].
+    pub floor_share: f64,
+    /// See [`ClassSettings::requests_max`].
+    pub requests_max: u32,
+    /// See [`ClassSettings::body_bytes_max`].
+    pub body_bytes_max: u64,
+    /// See [`ClassSettings::cost_s_max`].
+    pub cost_s_max: f64,
+    /// See [`ClassSettings::wait_max_s`].
+    pub wait_max_s: f64,
+    /// See [`ClassSettings::when_full`].
+    pub when_full: WhenFull,
+    /// See [`ClassSettings::pod_wait_max_s`].
+    pub pod_wait_max_s: f64,
+}
+
+impl ClassRules {
+    /// See [`ClassRules::wait_max_s`].
+    pub fn wait_max(&self) -> Duration {
+        Duration::from_secs_f64(self.wait_max_s)
     }
 }
 
 impl Classes {
-    /// Of one class.
-    pub const fn of(&self, class: Class) -> &ClassSettings {
-        match class {
-            Class::Interactive => &self.interactive,
-            Class::Standard => &self.standard,
-            Class::Batch => &self.batch,
+    /// What holds for a class.
+    pub fn of(&self, class: Class) -> ClassRules {
+        let (written, weight, floor_share, wait_max_s, pod_wait_max_s) = match class {
+            Class::Interactive => (&self.interactive, 1.0, 0.0, 60.0, 0.5),
+            Class::Standard => (&self.standard, 4.0, 0.1, 120.0, 0.5),
+            Class::Batch => (&self.batch, 1.0, 0.05, 3_600.0, 0.2),
+        };
+        ClassRules {
+            weight: written.weight.unwrap_or(weight),
+            floor_share: written.floor_share.unwrap_or(floor_share),
+            requests_max: written.requests_max.unwrap_or(20_000),
+            body_bytes_max: written.body_bytes_max.unwrap_or(512 << 20),
+            cost_s_max: written.cost_s_max.unwrap_or(1e6),
+            wait_max_s: written.wait_max_s.unwrap_or(wait_max_s),
+            when_full: written.when_full,
+            pod_wait_max_s: written.pod_wait_max_s.unwrap_or(pod_wait_max_s),
         }
     }
 
@@ -101,19 +105,17 @@ impl Classes {
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         for class in Class::ALL {
-            let settings = self.of(class);
+            let rules = self.of(class);
             for (field, value, least, most) in [
-                ("weight", settings.weight, 1e-3, 1e6),
-                ("floor_share", settings.floor_share, 0.0, 0.5),
-                ("cost_s_max", settings.cost_s_max, 1e-3, 1e12),
-                ("wait_max_s", settings.wait_max_s, 0.001, 86_400.0),
-                ("pod_wait_max_s", settings.pod_wait_max_s, 0.001, 3_600.0),
+                ("weight", rules.weight, 1e-3, 1e6),
+                ("floor_share", rules.floor_share, 0.0, 0.5),
+                ("cost_s_max", rules.cost_s_max, 1e-3, 1e12),
+                ("wait_max_s", rules.wait_max_s, 0.001, 86_400.0),
+                ("pod_wait_max_s", rules.pod_wait_max_s, 0.001, 3_600.0),
             ] {
                 if !(least..=most).contains(&value) {
-                    problems.push((
-                        field,
-                        format!("{value} of {} is out of range; write {least} to {most}", class.as_str()),
-                    ));
+                    let name = class.as_str();
+                    problems.push((field, format!("{value} of {name} is out of range; write {least} to {most}")));
                 }
             }
         }
@@ -174,7 +176,7 @@ mod tests {
     fn defaults_are_sane_and_nonsense_is_told() {
         assert_eq!((Classes::default().problems(), QueueSettings::default().problems()), (vec![], vec![]));
         let mut bad = Classes::default();
-        (bad.batch.weight, bad.standard.floor_share) = (0.0, f64::NAN);
+        (bad.batch.weight, bad.standard.floor_share) = (Some(0.0), Some(f64::NAN));
         assert_eq!(bad.problems().iter().map(|(field, _)| *field).collect::<Vec<_>>(), ["floor_share", "weight"]);
         let bad = QueueSettings { kv_fill_share: 2.0, ..QueueSettings::default() };
         assert_eq!(bad.problems().len(), 1);

@@ -26,6 +26,7 @@ impl Rooms for Fleet {
             is_spared: false,
             wait_s: until.since(now).as_secs_f64(),
             requests: jobs.len() as u32,
+            unanswered: 0,
             overdue: 0,
             occupied: jobs.values().sum(),
             capacity: 10_000.0,
@@ -311,7 +312,7 @@ fn what_would_come_too_late_is_refused_at_once_and_told_when_to_come_back() {
 #[test]
 fn who_waited_as_long_as_he_may_is_refused_and_a_full_class_refuses_or_evicts() {
     let mut classes = Classes::default();
-    (classes.standard.requests_max, classes.standard.wait_max_s) = (2, 5.0);
+    (classes.standard.requests_max, classes.standard.wait_max_s) = (Some(2), Some(5.0));
     for when_full in [WhenFull::RefuseNewest, WhenFull::EvictLast] {
         classes.standard.when_full = when_full;
         let mut world = World::new(queue(1));
@@ -368,7 +369,7 @@ struct History {
 impl History {
     fn new(seed: u64) -> Self {
         let mut classes = Classes::default();
-        (classes.batch.requests_max, classes.interactive.wait_max_s) = (30, 20.0);
+        (classes.batch.requests_max, classes.interactive.wait_max_s) = (Some(30), Some(20.0));
         let mut world = World::new(Queue::new(QueueSettings::default(), classes.clone()));
         for model in ["a", "b"] {
             world.on(Event::Pods(pool(model), (0..PODS).map(PodId).collect()));

@@ -162,6 +162,11 @@ impl Yard {
         self.pods.get(&pod).is_some_and(|state| state.kept_for.is_some())
     }
 
+    /// A first token came there.
+    pub(super) fn answered(&mut self, pod: PodId, room: &Room) {
+        self.pods.entry(pod).or_default().valve.answered(room);
+    }
+
     /// A reading of a pod.
     pub(super) fn read(&mut self, pod: PodId, engine: EngineState, room: &Room) {
         self.pods.entry(pod).or_default().valve.read(engine, room);
