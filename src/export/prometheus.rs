@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::base::Mono;
 use crate::observe::histogram::Snapshot;
-use crate::observe::{Family, MetricName, Metrics, ModelMetrics, Stage, TokenKind};
+use crate::observe::{Family, MetricName, Metrics, ModelMetrics, Stage, TenantMetrics, TokenKind};
 use crate::pods::{Fleet, Pod, Role, Standing};
 
 /// `Content-Type` of the text.
@@ -109,6 +109,8 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         }
         M::Retries => family(&metrics.retries, to),
         M::Refused => family(&metrics.refused, to),
+        M::TenantRequests | M::TenantTokens | M::TenantRefused => tenants(metric, metrics, to),
+        M::ClassIgnored => family(&metrics.class_ignored, to),
         M::FramingRejected => family(&metrics.framing_rejected, to),
         M::DroppedHeaders => family(&metrics.dropped_headers, to),
         M::StrippedMembers => family(&metrics.stripped_members, to),
@@ -116,11 +118,9 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Degradations => family(&metrics.degradations, to),
         M::Plans => family(&metrics.plans, to),
         M::Slo => family(&metrics.slo, to),
-        M::DisaggRemote => family(&metrics.disagg_remote, to),
-        M::DisaggLocal => family(&metrics.disagg_local, to),
-        M::DisaggReplans => family(&metrics.disagg_replans, to),
-        M::DisaggSentinel => family(&metrics.disagg_sentinel, to),
-        M::DisaggLeases => family(&metrics.disagg_leases, to),
+        M::DisaggRemote | M::DisaggLocal | M::DisaggReplans | M::DisaggSentinel | M::DisaggLeases => {
+            disagg(metric, metrics, to);
+        }
         M::DisaggTokensTwice => to.sample(&[], metrics.disagg_tokens_twice.load(Relaxed)),
         M::DisaggPrefill => models(metrics, |model| to.histogram(&model.name, &model.legs.prefill.snapshot())),
         M::DisaggHandover => models(metrics, |model| to.histogram(&model.name, &model.legs.handover.snapshot())),
@@ -255,6 +255,34 @@ fn models(metrics: &Metrics, mut each: impl FnMut(&ModelMetrics)) {
     }
 }
 
+fn disagg(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    let counts = match metric {
+        MetricName::DisaggRemote => &metrics.disagg_remote,
+        MetricName::DisaggLocal => &metrics.disagg_local,
+        MetricName::DisaggReplans => &metrics.disagg_replans,
+        MetricName::DisaggSentinel => &metrics.disagg_sentinel,
+        _ => &metrics.disagg_leases,
+    };
+    family(counts, to);
+}
+
+fn tenants(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    for tenant in metrics.tenants.all() {
+        let words = |family: &Family, to: &mut Writer<'_>| {
+            family.all().into_iter().for_each(|(word, count)| to.sample(&[&tenant.name, word], count));
+        };
+        match metric {
+            MetricName::TenantRequests => words(&tenant.requests, to),
+            MetricName::TenantRefused => words(&tenant.refused, to),
+            _ => {
+                for (kind, count) in TenantMetrics::TOKENS.into_iter().zip(tenant.tokens()) {
+                    to.sample(&[&tenant.name, kind.as_str()], count);
+                }
+            }
+        }
+    }
+}
+
 fn family(family: &Family, to: &mut Writer<'_>) {
     for (word, count) in family.all() {
         to.sample(&[word], count);
@@ -304,6 +332,8 @@ mod tests {
         metrics.finish(&model, None, 200, Cause::Ok);
         for family in [
             &metrics.refused,
+            &metrics.tenants.of("").requests,
+            &metrics.tenants.of("").refused,
             &metrics.framing_rejected,
             &metrics.dropped_headers,
             &metrics.stripped_members,

@@ -5,16 +5,19 @@
 //! bounds are requests and body bytes, in all and per model (see `share`), and hold exactly after every event.
 //!
 //! Every granted ticket must be `Released` once; events of unknown tickets change nothing, so releasing twice is harmless.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::asked::CLASS_HEADERS;
 use super::caller::Caller;
 use super::refusal::{Reason, Refusal};
 use super::share::may_take;
 use super::slo::SloSettings;
+use super::tenant::TenantSettings;
 use crate::base::{ModelName, Mono, Tokens};
 
 /// Most models that are accounted for apart; the rest share one account.
@@ -36,6 +39,19 @@ pub struct GateSettings {
     pub body_bytes_held_max: u64,
     /// What requests are promised about time, for models without their own promise. What is spent on them follows from it.
     pub slo: SloSettings,
+    /// File with the hashes of clients' API keys, a line for each: SHA-256 in hex, tenant, note (`tidegate key` makes one). Read
+    /// again when it changes. If set, nobody is served without a key; else everybody is, as the tenant `default`.
+    pub keys_file: Option<PathBuf>,
+    /// What tenants may do, by their name in the file of keys. One without an entry has that of `default`.
+    pub tenants: BTreeMap<String, TenantSettings>,
+    /// Request headers that may name a class: `interactive`, `standard`, `batch`, a name SMG has, or a number as vLLM's
+    /// `priority`. The first that is there counts, before the body's `priority`. They never reach a pod.
+    pub class_headers: Vec<String>,
+    /// Tell pods the class as vLLM's `priority` (0, 10, 20), for pods run with `--scheduling-policy priority`. Pods without it
+    /// ignore a priority (vLLM 0.32), or refuse it (older ones). If false, a client's `priority` stays as it is.
+    pub pods_use_priority: bool,
+    /// Gates that share the tenants' limits evenly.
+    pub gates: u32,
 }
 
 impl Default for GateSettings {
@@ -45,6 +61,11 @@ impl Default for GateSettings {
             requests_per_model_max: 65_536,
             body_bytes_held_max: 1 << 30,
             slo: SloSettings::default(),
+            keys_file: None,
+            tenants: BTreeMap::new(),
+            class_headers: CLASS_HEADERS.map(str::to_owned).to_vec(),
+            pods_use_priority: false,
+            gates: 1,
         }
     }
 }

@@ -19,17 +19,26 @@ pub enum Reason {
     BodyTooLarge,
     /// The same body was in flight on pods that died; it stays out for a while.
     RequestPoisoned,
+    /// The tenant holds as many requests as it may.
+    TenantConcurrentLimit,
+    /// The tenant has sent as many requests this minute as it may.
+    TenantRequestsLimit,
+    /// The tenant has used as many tokens this minute as it may.
+    TenantTokensLimit,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::RequestsLimit,
         Self::ModelRequestsLimit,
         Self::BytesLimit,
         Self::ModelBytesLimit,
         Self::BodyTooLarge,
         Self::RequestPoisoned,
+        Self::TenantConcurrentLimit,
+        Self::TenantRequestsLimit,
+        Self::TenantTokensLimit,
     ];
 
     /// Its name in `x-tidegate-reason`, metrics and logs.
@@ -41,13 +50,22 @@ impl Reason {
             Self::ModelBytesLimit => "model_bytes_limit",
             Self::BodyTooLarge => "body_too_large",
             Self::RequestPoisoned => "request_poisoned",
+            Self::TenantConcurrentLimit => "tenant_concurrent_limit",
+            Self::TenantRequestsLimit => "tenant_requests_limit",
+            Self::TenantTokensLimit => "tenant_tokens_limit",
         }
     }
 
     /// The status that fits.
     pub const fn status(self) -> u16 {
         match self {
-            Self::RequestsLimit | Self::ModelRequestsLimit | Self::BytesLimit | Self::ModelBytesLimit => 429,
+            Self::RequestsLimit
+            | Self::ModelRequestsLimit
+            | Self::BytesLimit
+            | Self::ModelBytesLimit
+            | Self::TenantConcurrentLimit
+            | Self::TenantRequestsLimit
+            | Self::TenantTokensLimit => 429,
             Self::BodyTooLarge => 413,
             Self::RequestPoisoned => 500,
         }

@@ -25,7 +25,9 @@ use super::client::{Client, Stop};
 use super::exchange::Exchange;
 use super::guard::{Conn, conn_of};
 use super::guards::Guards;
+use super::identity::is_tenant;
 use super::memory::{Memory, Stage};
+use super::quota::Quotas;
 use super::reply::Fault;
 use super::routing::Routing;
 use super::rules::Rules;
@@ -33,7 +35,7 @@ use super::shown::Shown;
 use crate::disagg::{Balances, Pairs};
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
-use crate::prefix::Index;
+use crate::prefix::{Index, SaltKey};
 use crate::runtime::now;
 use crate::scheduling::{Latency, Peers, Profile};
 
@@ -106,8 +108,12 @@ pub struct Gate {
     pub(super) affinity: Affinity,
     /// Bounds, budgets and guards of flow.
     pub guards: Arc<Guards>,
+    /// What tenants with limits use.
+    pub quotas: Arc<Quotas>,
     /// Secret of prefix hashes.
     pub prefix_secret: u64,
+    /// Secret of tenants' salts.
+    pub salt_key: SaltKey,
     /// How short memory is.
     pub memory: Memory,
     /// Fault injection.
@@ -143,12 +149,16 @@ pub struct Parts {
     pub seed: u64,
     /// See [`Gate::prefix_secret`].
     pub prefix_secret: u64,
+    /// See [`Gate::salt_key`].
+    pub salt_key: SaltKey,
 }
 
 impl Gate {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { table, index, metrics, explain, safe_mode, log, hook, routing, rules, seed, prefix_secret } = parts;
+        let Parts { table, index, metrics, explain, safe_mode, log, hook, .. } = parts;
+        let Parts { routing, rules, seed, prefix_secret, salt_key, .. } = parts;
+        metrics.tenants.name(rules.tenants.names());
         Arc::new(Self {
             table,
             index,
@@ -162,7 +172,9 @@ impl Gate {
             log,
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
+            quotas: Arc::default(),
             prefix_secret,
+            salt_key,
             memory: Memory::default(),
             hook,
             rules: ArcSwap::from_pointee(rules),
@@ -187,6 +199,8 @@ impl Gate {
     /// Replaces the rules for requests that come.
     pub fn set_rules(&self, rules: Rules) {
         self.guards.configure(&rules);
+        self.metrics.tenants.name(rules.tenants.names());
+        self.quotas.keep(|tenant| is_tenant(&rules, tenant));
         self.rules.store(Arc::new(rules));
     }
 

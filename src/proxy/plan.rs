@@ -275,6 +275,7 @@ impl Exchange {
             skips_cache: facts.asks.skips_cache,
             grammar: facts.asks.grammar,
             adapter: adapter(&fleet, &facts.model),
+            urgency: facts.urgency,
             ttft_s: self.note.slo.ttft_s,
             media: facts.prompt.as_ref().map_or(0, |prompt| prompt.media),
             session: routing.session(fields),
