@@ -87,7 +87,9 @@ impl App {
         let safe_mode = Arc::new(AtomicBool::new(config.routing.safe_mode));
         let readiness = Arc::new(Readiness::default());
         let (prefix_secret, salt_key) = snapshot::secrets(&config.prefix)?;
-        let keys = open_keys(&config)?;
+        // One that cannot be used stops the start: to go on without would let everybody in.
+        let keys = KeysFile::open(config.flow.keys_file.as_deref())?;
+        keys.tell(&config.flow.tenants);
         let gate = Gate::new(Parts {
             table: Arc::new(Table::new(config.pods.health.clone())),
             index: Arc::new(Index::new(setup::index_limits(&config))),
@@ -185,17 +187,6 @@ impl App {
             tracing::warn!("the last access lines may be missing");
         }
     }
-}
-
-/// Clients' keys; says whether anybody is asked for one. A file that cannot be used stops the start: to go on without would let
-/// everybody in.
-fn open_keys(config: &Config) -> Result<KeysFile, StartError> {
-    let keys = KeysFile::open(config.flow.keys_file.as_deref())?;
-    match keys.keys() {
-        Some(keys) => tracing::info!(keys = keys.len(), "clients are asked for API keys"),
-        None => tracing::info!("no API keys are configured (flow.keys_file): whoever can connect is served"),
-    }
-    Ok(keys)
 }
 
 fn bind(config: &Config) -> Result<(Vec<Bound>, TcpListener), StartError> {

@@ -197,6 +197,9 @@ impl Control {
             self.gate.set_safe_mode(new.routing.safe_mode);
             tracing::warn!(on = new.routing.safe_mode, "safe mode set by the configuration file");
         }
+        if old.flow != new.flow {
+            self.keys.tell(&new.flow.tenants);
+        }
         self.gate.set_rules(setup::rules(&new, self.keys.keys()));
         self.gate.set_routing(setup::routing(&new));
         self.gate.table.configure(new.pods.health.clone());
@@ -213,7 +216,7 @@ impl Control {
             Some(Ok(())) => {
                 self.gate.set_rules(setup::rules(config, self.keys.keys()));
                 self.gate.metrics.config_reloads.inc("ok");
-                tracing::info!("API keys reloaded");
+                self.keys.tell(&config.flow.tenants);
             }
             Some(Err(error)) => {
                 self.gate.metrics.config_reloads.inc("bad");

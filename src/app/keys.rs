@@ -1,5 +1,6 @@
 //! The file of clients' keys: read at the start, and again when it changed. One that became bad or went away leaves the last good
 //! keys in force: an edit that went wrong must neither let everybody in nor shut everybody out.
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -7,12 +8,15 @@ use std::sync::Arc;
 
 use crate::config::{Stamp, stamp};
 use crate::flow::keys::line_of;
-use crate::flow::{Keys, tenant_name_problem};
+use crate::flow::{Keys, TenantSettings, tenant_name_problem};
 
 /// Largest file that is read \[bytes\].
 const FILE_BYTES_MAX: u64 = 16 << 20;
 /// What a key that is made here begins with, by which people and scanners for secrets know it.
 const KEY_MARK: &str = "tg-";
+
+/// Most tenants without settings that are named.
+const STRANGERS_MAX: usize = 20;
 
 /// The file and the keys last read from it.
 #[derive(Debug, Default)]
@@ -40,6 +44,22 @@ impl KeysFile {
         self.path.as_deref()
     }
 
+    /// Says who is asked for a key, and which tenants are not configured: a name with a slip in it would have no limits.
+    pub(super) fn tell(&self, tenants: &BTreeMap<String, TenantSettings>) {
+        let Some(keys) = &self.keys else {
+            tracing::info!("no API keys are configured (flow.keys_file): whoever can connect is served");
+            return;
+        };
+        tracing::info!(keys = keys.len(), "clients are asked for API keys");
+        let strangers = strangers(keys, tenants);
+        if !(tenants.is_empty() || strangers.is_empty()) {
+            tracing::warn!(
+                tenants = strangers,
+                "have keys but no entry in flow.tenants, so they may do what `default` may"
+            );
+        }
+    }
+
     /// Reads the file again if it changed since it was last looked at, and says how that went.
     pub(super) fn poll(&mut self) -> Option<io::Result<()>> {
         let path = self.path.as_deref()?;
@@ -50,6 +70,14 @@ impl KeysFile {
         self.stamp = now;
         Some(read(path).map(|keys| self.keys = Some(Arc::new(keys))))
     }
+}
+
+/// Names of tenants that have keys but no settings, as far as a log line takes them.
+fn strangers(keys: &Keys, tenants: &BTreeMap<String, TenantSettings>) -> String {
+    let mut names: Vec<_> = keys.tenants().filter(|name| !tenants.contains_key(*name)).collect();
+    names.sort_unstable();
+    names.truncate(STRANGERS_MAX);
+    names.join(", ")
 }
 
 fn read(path: &Path) -> io::Result<Keys> {
@@ -106,7 +134,7 @@ mod tests {
         fs::write(&path, key_line(&first, "a", "").unwrap()).unwrap();
         let mut file = KeysFile::open(Some(&path)).unwrap();
         let tenant =
-            |file: &KeysFile, key: &str| file.keys().unwrap().tenant([key.as_bytes()]).map(|name| name.to_string());
+            |file: &KeysFile, key: &str| file.keys().unwrap().tenant([key.as_bytes()]).map(ToString::to_string);
         assert_eq!(tenant(&file, &first).unwrap(), "a");
         assert!(file.poll().is_none());
         fs::write(&path, format!("{first} a")).unwrap();
@@ -118,6 +146,8 @@ mod tests {
         assert!(file.poll().unwrap().is_err() && file.keys().is_some());
         fs::write(&path, format!("{}\n", key_line(&second, "b", "the new one").unwrap())).unwrap();
         file.poll().unwrap().unwrap();
+        let settings = BTreeMap::from([("a".to_owned(), TenantSettings::default())]);
+        assert_eq!(strangers(&file.keys().unwrap(), &settings), "b");
         assert!(tenant(&file, &first).is_err());
         assert_eq!(tenant(&file, &second).unwrap(), "b");
         assert!(key_line("k", "no name", "").is_err() && key_line("", "a", "").is_err());

@@ -169,6 +169,11 @@ impl Keys {
         self.by_hash.is_empty()
     }
 
+    /// Tenants that have a key, in no order.
+    pub fn tenants(&self) -> impl Iterator<Item = &str> {
+        self.tenants.iter().map(|tenant| &**tenant)
+    }
+
     /// Whether a tenant has a key.
     pub fn knows(&self, tenant: &str) -> bool {
         self.tenants.contains(tenant)
@@ -186,7 +191,7 @@ mod tests {
     use super::*;
 
     fn tenant(keys: &Keys, presented: &[&str]) -> Result<String, Denied> {
-        keys.tenant(presented.iter().map(|key| key.as_bytes())).map(|tenant| tenant.to_string())
+        keys.tenant(presented.iter().map(|key| key.as_bytes())).map(ToString::to_string)
     }
 
     #[test]
@@ -199,6 +204,7 @@ mod tests {
         let keys = Keys::parse(&text).unwrap();
         assert_eq!((keys.len(), keys.is_empty()), (2, false));
         assert!(keys.knows("red") && !keys.knows("green"));
+        assert_eq!(keys.tenants().count(), 2);
         assert_eq!(tenant(&keys, &["abc"]), Ok("red".into()));
         assert_eq!(tenant(&keys, &["", "none", "xyz"]), Ok("blue".into()));
         assert_eq!(tenant(&keys, &["abd"]), Err(Denied::Unknown));

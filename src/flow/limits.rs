@@ -131,7 +131,9 @@ impl Limits {
             }
         }
         for (bucket, amount) in [(&mut requests, 1), (&mut budget, tokens)] {
-            bucket.iter_mut().for_each(|(bucket, _)| bucket.take(amount));
+            if let Some((bucket, _)) = bucket {
+                bucket.take(amount);
+            }
         }
         account.requests = requests.map(|(bucket, _)| bucket);
         account.tokens = budget.map(|(bucket, _)| bucket);
@@ -229,7 +231,9 @@ mod tests {
         let shared = bounds(Some(5), Some(4), None, 2);
         let held: Vec<_> = (0..2).map(|_| check(limits.admit(Mono(0), &tenant, shared, 0), Ok(())).unwrap()).collect();
         check(limits.admit(Mono(0), &tenant, shared, 0), Err((Reason::TenantConcurrentLimit, SECOND)));
-        held.iter().for_each(|charge| limits.ended(charge, Used::Tokens(0)));
+        for charge in &held {
+            limits.ended(charge, Used::Tokens(0));
+        }
         check(limits.admit(Mono(0), &tenant, shared, 0), Err((Reason::TenantRequestsLimit, 30 * SECOND)));
         assert_eq!(bounds(Some(1), None, None, 3).concurrent_max(), Some(1));
         // Alone it has the whole rate at once.
@@ -292,7 +296,7 @@ mod tests {
                             prop_assert!(!wait.is_zero());
                             if refusal.reason != Reason::TenantConcurrentLimit {
                                 // One microsecond before is too early for this reason.
-                                let early = Mono(now).after(wait - Duration::from_micros(1));
+                                let early = Mono(now).after(wait.saturating_sub(Duration::from_micros(1)));
                                 let mut copy = Limits::default();
                                 copy.accounts.insert(Arc::clone(&names[tenant]), Account {
                                     concurrent: 0,
@@ -325,7 +329,9 @@ mod tests {
                     prop_assert!(within(sums[tenant].1 + in_flight, 1_200, now, gates));
                 }
             }
-            held.iter().for_each(|(_, _, charge)| limits.ended(charge, Used::Unknown));
+            for (_, _, charge) in &held {
+                limits.ended(charge, Used::Unknown);
+            }
             prop_assert!(names.iter().all(|name| limits.concurrent(name) == 0));
         }
     }

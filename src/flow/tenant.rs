@@ -25,7 +25,7 @@ pub struct TenantSettings {
     pub models: Option<Vec<String>>,
     /// What its requests are promised, where it differs from the model's promise and from `flow.slo`.
     pub slo: SloSettings,
-    /// Its share of a busy fleet, against other tenants of the same class; 2 gets twice as much as 1.
+    /// Its share where requests have to wait, against other tenants of the same class; 2 gets twice as much as 1.
     pub weight: f64,
     /// What it may use.
     pub limits: TenantLimits,
