@@ -3,9 +3,8 @@
 mod kit;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use kit::keys::KeysFile;
 use kit::line::Line;
 use kit::wire::{begin, has, only_arrival};
 use kit::{Answer, Gate, chat, heard, post, raw, request};
@@ -18,41 +17,6 @@ const A: &str = "tg-canary-a-7d31";
 const B: &str = "tg-canary-b-7d31";
 const RELOADED: &str = "tidegate_config_reloads_total{result=\"ok\"}";
 const NOT_RELOADED: &str = "tidegate_config_reloads_total{result=\"bad\"}";
-
-/// A file of keys in a folder of its own.
-struct KeysFile(PathBuf);
-
-impl KeysFile {
-    fn new(keys: &[(&str, &str)]) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("tidegate-identity-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        let file = Self(folder);
-        file.write(keys);
-        file
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.join("keys")
-    }
-
-    fn write(&self, keys: &[(&str, &str)]) {
-        let lines = keys.iter().map(|(key, tenant)| key_line(key, tenant, "of a test").unwrap() + "\n");
-        std::fs::write(self.path(), lines.collect::<String>()).unwrap();
-    }
-
-    /// A configuration with this file; `flow` is what else is under `flow`, each line indented by two.
-    fn yaml(&self, flow: &str, rest: &str) -> String {
-        format!("flow:\n  keys_file: {}\n{flow}\n{rest}\n", self.path().display())
-    }
-}
-
-impl Drop for KeysFile {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).unwrap();
-    }
-}
 
 async fn start(yaml: &str) -> (Gate, Fleet) {
     let config = SimConfig { adapters: vec!["tuned".into()], log_body_bytes_max: 1 << 20, ..SimConfig::default() };

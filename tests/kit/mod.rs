@@ -268,5 +268,6 @@ pub fn events(body: &[u8]) -> Vec<String> {
 }
 
 pub mod heard;
+pub mod keys;
 pub mod line;
 pub mod wire;
