@@ -376,3 +376,22 @@ fn a_key_is_made_apart_from_its_line() {
     let (is_good, line, _) = tidegate(&["--tenant", "not a name"]);
     assert!(!is_good && line.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stated_class_weighs_the_first_token() {
+    let yaml = "trust: {callers: [127.0.0.0/8]}\n";
+    let mut costs = Vec::new();
+    for class in ["interactive", "", "batch"] {
+        // A gate of its own for each: nothing is learnt or cached in between.
+        let (gate, _fleet) = start(yaml).await;
+        let fields = format!("x-tidegate-explain: 1\r\nx-tidegate-class: {class}\r\n");
+        let fields = if class.is_empty() { "x-tidegate-explain: 1\r\n" } else { &fields };
+        let answer = post(gate.addr(), CHAT, fields, &chat("sim", &"tide ".repeat(2_000), false, 1)).await;
+        let shown: Value = serde_json::from_str(answer.header("x-tidegate-decision").unwrap()).unwrap();
+        costs.push(shown["rows"][0]["scores"][0]["terms"]["prefill"].as_f64().unwrap());
+        gate.finish().await;
+    }
+    // The scorer's own setting, for requests that say nothing, is 4; the classes have 5 and 1.
+    let shares: Vec<_> = costs.iter().map(|cost| (cost / costs[2]).round()).collect();
+    assert_eq!(shares, [5.0, 4.0, 1.0], "{costs:?}");
+}
