@@ -3,6 +3,7 @@
 //! Threads: one per worker (the data path), one for the control plane (discovery, telemetry, reload), one for admin, one for
 //! the access log. The data path shares with the others only what is published: the pod table, rules, counters.
 mod control;
+mod keys;
 mod setup;
 mod snapshot;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use self::keys::KeysFile;
 use crate::admin::{Admin, AdminState, spawn_thread};
 use crate::base::Mono;
 use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
@@ -27,6 +29,7 @@ use crate::prefix::Index;
 use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
 use crate::runtime::now;
 
+pub use keys::{key_line, new_key};
 pub use setup::workers_default;
 
 /// Time for telling the clients of requests that are cut.
@@ -83,7 +86,10 @@ impl App {
         let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
         let safe_mode = Arc::new(AtomicBool::new(config.routing.safe_mode));
         let readiness = Arc::new(Readiness::default());
-        let prefix_secret = snapshot::secret(&config.prefix)?;
+        let (prefix_secret, salt_key) = snapshot::secrets(&config.prefix)?;
+        // One that cannot be used stops the start: to go on without would let everybody in.
+        let keys = KeysFile::open(config.flow.keys_file.as_deref())?;
+        keys.tell(&config.flow.tenants);
         let gate = Gate::new(Parts {
             table: Arc::new(Table::new(config.pods.health.clone())),
             index: Arc::new(Index::new(setup::index_limits(&config))),
@@ -93,9 +99,10 @@ impl App {
             log: Box::new(move |record| log.write(record)),
             hook,
             routing: setup::routing(&config),
-            rules: setup::rules(&config),
+            rules: setup::rules(&config, keys.keys()),
             seed: setup::seed()?,
             prefix_secret,
+            salt_key,
         });
         let saved = snapshot::load(&config.prefix, prefix_secret);
         let snapshot_file = config.prefix.snapshot_file.clone();
@@ -106,7 +113,8 @@ impl App {
         let admin = spawn_thread(admin_socket, Arc::new(state))?;
         let workers = start(workers(&config), &bound, &GateApp::new(Arc::clone(&gate)))?;
         let (stop, stopped) = watch::channel(false);
-        let control = control::spawn(config, watcher, Arc::clone(&gate), Arc::clone(&readiness), stopped, saved)?;
+        let control =
+            control::spawn(config, (watcher, keys), Arc::clone(&gate), Arc::clone(&readiness), stopped, saved)?;
         Ok(Self { addr, h2c_addr, gate, readiness, workers, admin, control, stop, writer, snapshot_file })
     }
 

@@ -18,7 +18,7 @@
 //!    sim         simulated pods over HTTP, with faults                      -> sim/engine, api
 //!    runtime     the one clock, the one way to start a task
 //! 2  scheduling  filters, scorers, picker -> decision                       -> prefix, pods, api
-//!    flow        admission, retry rules and budget, poison guard            -> pods, api
+//!    flow        keys, tenants, classes, limits; admission, queue, retries  -> pods, api
 //!    disagg      one pod or two, connectors, leases, sentinel, life of legs  -> scheduling, prefix, pods, api
 //! 1  api         routes, anatomy of a body, splice, event scan, error shapes
 //!    prefix      prompt -> block hashes; which pod has seen which           -> api
@@ -37,6 +37,7 @@
 //! proxy::guard     GuardedStream, HeadLint, FrameMeter               raw head linted, bounded and timed before any parser
 //! proxy::gate      GateApp::process_new_http -> read_head            from here a panic costs this request only (catch)
 //! proxy::exchange  Exchange::run -> serve                            frame::check, then api::route:
+//!   proxy::identity  identify (key -> tenant; before the body), later classify, permit, additions, charge (limits)
 //!   proxy::local     models, alive, version, preflight, response_by_id   answered here, or passed to a pod unread
 //!   proxy::intake    balanced -> read_body -> facts                      Anatomy::read, model(), strip_dangerous, Fingerprint::of,
 //!                                                                        splice; then Guards::admit, Guards::poisoned
@@ -56,8 +57,9 @@
 //!
 //! # What always holds
 //!
-//! - A body goes to the pod byte for byte, except for members that endanger pods and a model's alias (`api::splice`), and what
-//!   two legs need (`disagg::body`).
+//! - A body goes to the pod byte for byte, except for members that endanger pods, a model's alias, a tenant's salt and priority
+//!   where configured (`api::splice`), and what two legs need (`disagg::body`).
+//! - A client's key is hashed and forgotten: where keys are configured none goes further than `proxy::identity`.
 //! - KV blocks that a prefill pod may have let go are never read for a client: a lease is used once and early, and the decoder's
 //!   first token is held against the prefiller's.
 //! - Nothing reaches the client before *commit*; nothing is tried again after it.
@@ -69,7 +71,7 @@
 //! (a body is read whole, so that it can be planned and sent again), compression, caching of answers, sticky cookies,
 //! configuration by environment, plug-ins loaded at run time.
 //!
-//! Not built yet, though names leave room for it: connectors other than NIXL, queues by class and tenant, client keys, TLS,
+//! Not built yet, though names leave room for it: connectors other than NIXL, queues by class and tenant, TLS,
 //! Kubernetes discovery, an index fed by KV events, OpenTelemetry export, autoscaling.
 //!
 //! # Where it differs from the first design, and why
@@ -101,7 +103,7 @@
 //! | hit, uncached | prompt tokens believed to be in a pod's KV cache; the rest |
 //! | claim | a prompt entered for a pod at dispatch; confirmed by the first data, withdrawn on failure |
 //! | in flight | dispatched to a pod and not ended |
-//! | caller, tenant, class, trust | who sends; who is charged; how urgent; how far it is believed (today one caller for all) |
+//! | caller, tenant, class, trust | who sends; who is charged; how urgent; how far it is believed (without keys: one tenant, `default`) |
 //! | plan, decision | choosing a pod; the result with its reasons |
 //! | attempt | one try of a request on one pod |
 //! | leg | one of the two calls of a request that is prefilled on one pod and decoded on another |

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
-use tidegate::app::App;
+use tidegate::app::{App, key_line, new_key};
 use tidegate::config::{ServeArgs, check, load, reference, schema};
 use tidegate::demo::{Demo, DemoArgs};
 use tidegate::sim::http::SimArgs;
@@ -43,6 +43,18 @@ enum Command {
     },
     /// Run simulated vLLM pods.
     Sim(SimArgs),
+    /// Make an API key for clients: the key on standard error, its line for `flow.keys_file` on standard output.
+    Key {
+        /// Tenant it is for.
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        tenant: String,
+        /// What the line says of it, for people.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+        /// Make no key; make the line of the one on standard input.
+        #[arg(long)]
+        stdin: bool,
+    },
     /// Gate and simulated pods in one process, to look at.
     Demo(DemoArgs),
 }
@@ -88,6 +100,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             wait_for_end()?;
         }
+        Command::Key { tenant, note, stdin } => key(&tenant, &note, stdin)?,
         Command::Demo(args) => {
             log_to_stderr("warn")?;
             let demo = Demo::start(&args)?;
@@ -97,6 +110,17 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The key apart from its line: the output may be appended to the file, which holds hashes only.
+fn key(tenant: &str, note: &str, is_given: bool) -> anyhow::Result<()> {
+    let key = if is_given { std::io::read_to_string(std::io::stdin())?.trim().to_owned() } else { new_key()? };
+    let line = key_line(&key, tenant, note)?;
+    if !is_given {
+        say(&format!("{key}\n"), true);
+    }
+    say(&format!("{line}\n"), false);
+    Ok(())
 }
 
 /// Logs of our own at `level`; Pingora's only when something is to be found out, since they may quote requests.

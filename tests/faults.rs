@@ -282,7 +282,7 @@ async fn metrics_that_fail_or_lie_harm_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_always_says_idle_gets_no_more_than_its_share_and_a_half() {
-    let (gate, fleet) = Gate::with_pods(4, SimConfig::default(), "").await;
+    let (gate, fleet) = Gate::with_pods(4, SimConfig::default(), "flow: {queue: {enabled: false}}").await;
     for (number, pod) in fleet.pods.iter().enumerate() {
         let slow = Script::always(Fault::Silent);
         pod.script(if number == 0 { slow.rule(Rule::new(Fault::Metrics(MetricsFault::Idle))) } else { slow });

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Request;
+use kit::keys::KeysFile;
 use kit::wire::{connect, has, only_arrival, until_closed};
 use kit::{Gate, PATIENCE, chat, events, post, raw};
 use tidegate::sim::content::expected;
@@ -316,5 +317,31 @@ async fn floods_of_control_frames_end_the_connection() {
         let (parts, _) = exchange(&good, to(CHAT).method("POST").body(()).unwrap(), &chat("sim", "x", false, 1)).await;
         assert_eq!(parts.status, 200, "beside {name}");
     }
+    gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_limits_count_for_every_stream_of_a_connection() {
+    let keys = KeysFile::new(&[("canary-key", "a")]);
+    let (gate, fleet, addr) = start(&keys.yaml("  tenants: {a: {limits: {concurrent_max: 1}}}", "")).await;
+    let send = h2(addr).await;
+    let with = |key: &str| to(CHAT).method("POST").header("x-api-key", key).body(()).unwrap();
+    let nobody_waits = || gate.app().gate().quotas.concurrent("a") == 0;
+    let short = chat("sim", "x", false, 1);
+    let (refused, _) = exchange(&send, with("none"), &short).await;
+    assert_eq!((refused.status.as_u16(), refused.headers["www-authenticate"].as_bytes()), (401, &b"Bearer"[..]));
+    assert_eq!(exchange(&send, with("canary-key"), &short).await.0.status, 200);
+    assert!(!format!("{:?}", only_arrival(&fleet)).contains("canary-key"));
+    gate.eventually("given back", nobody_waits).await;
+    fleet.pods[0].script(Rule::new(Fault::SilenceAtEvent(2)));
+    let (answer, mut body) = send.clone().ready().await.unwrap().send_request(with("canary-key"), false).unwrap();
+    body.send_data(chat("sim", "x", true, 4).into(), true).unwrap();
+    let held = answer.await.unwrap();
+    fleet.pods[0].script(Script::none());
+    let (limited, _) = exchange(&send, with("canary-key"), &short).await;
+    assert_eq!(limited.headers["x-tidegate-reason"], "tenant_concurrent_limit");
+    drop((held, body));
+    gate.eventually("given back", nobody_waits).await;
+    assert_eq!(exchange(&send, with("canary-key"), &short).await.0.status, 200);
     gate.finish().await;
 }

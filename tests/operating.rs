@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use kit::wire::{ask, begin, connect, has, in_front_of, more, rest, until_closed};
-use kit::{Gate, PATIENCE, chat, get, post, raw, request};
+use kit::{Gate, PATIENCE, chat, get, heard, post, raw, request};
 use tidegate::app::App;
 use tidegate::config::ServeArgs;
 use tidegate::observe::Cause;
@@ -349,32 +349,10 @@ async fn each_request_has_one_line_with_a_known_cause() {
     }
 }
 
-/// Takes everything the program logs, at every level.
-#[derive(Clone, Default)]
-struct Heard(Arc<parking_lot::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Heard {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prompts_and_keys_are_written_nowhere() {
     const MARK: &str = "canary-5b1f";
-    let heard = Heard::default();
-    let writer = heard.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::set_global_default(subscriber).unwrap();
-    tracing_log::LogTracer::init().unwrap();
+    let heard = heard::everything();
     let (gate, _fleet) = Gate::with_pods(2, SimConfig::default(), "observe: {explain: true}").await;
     let mut seen = String::new();
     let keys =
@@ -415,7 +393,5 @@ async fn prompts_and_keys_are_written_nowhere() {
     assert_eq!(lines.len(), 15);
     seen.push_str(&serde_json::Value::from(lines).to_string());
     assert!(!seen.contains(MARK), "{seen}");
-    let log = String::from_utf8(heard.0.lock().clone()).unwrap();
-    let told: Vec<_> = log.lines().filter(|line| line.contains(MARK)).take(5).collect();
-    assert!(log.len() > 100 && told.is_empty(), "{told:#?}");
+    heard.lacks(MARK);
 }

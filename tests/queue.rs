@@ -1,5 +1,12 @@
 //! Who waits for room on a pod: engines keep nobody waiting, nobody is lost, and who leaves is never sent.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    missing_docs
+)]
 mod kit;
 
 use std::time::Duration;
@@ -19,7 +26,7 @@ async fn narrow(pods: usize, yaml: &str) -> (Gate, Fleet) {
 }
 
 fn running(fleet: &Fleet) -> u64 {
-    fleet.pods.iter().map(|pod| pod.running()).sum()
+    fleet.pods.iter().map(tidegate::sim::http::SimPod::running).sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,15 +104,14 @@ async fn too_many_are_refused_with_the_time_to_come_back() {
     let (mut good, mut refused) = (0, 0);
     for one in asked {
         let answer = one.await.unwrap();
-        match answer.status {
-            200 => good += 1,
-            _ => {
-                assert_eq!((answer.status, answer.header("x-tidegate-reason")), (429, Some("queue_full")));
-                let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
-                assert!((1..=600).contains(&seconds));
-                refused += 1;
-            }
+        if answer.status == 200 {
+            good += 1;
+            continue;
         }
+        assert_eq!((answer.status, answer.header("x-tidegate-reason")), (429, Some("queue_full")));
+        let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=600).contains(&seconds));
+        refused += 1;
     }
     assert!(good >= 5 && refused >= 6, "{good} {refused}");
     gate.finish().await;
@@ -145,6 +151,34 @@ async fn switched_off_all_go_at_once() {
     gate.eventually("all at the pod", || running(&fleet) == 12).await;
     for one in asked {
         assert_eq!(one.await.unwrap().status, 200);
+    }
+    gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_class_does_not_wait_behind_the_others_and_they_still_get_their_share() {
+    let (gate, _fleet) =
+        narrow(1, "flow: {tenants: {default: {class: standard, classes: [interactive, standard, batch]}}}").await;
+    let addr = gate.addr();
+    let ask = |number: u32| async move {
+        let class = ["batch", "standard", "interactive"][number as usize % 3];
+        let fields = format!("x-tidegate-class: {class}\r\n");
+        let answer = post(addr, CHAT, &fields, &chat("sim", &format!("{number}"), true, 30)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let ms: u64 = answer.header("x-tidegate-queue-ms").map_or(0, |ms| ms.parse().unwrap());
+        (class, ms)
+    };
+    let asked: Vec<_> = (0..36).map(|number| tokio::spawn(ask(number))).collect();
+    let mut waits = std::collections::BTreeMap::<&str, Vec<u64>>::new();
+    for one in asked {
+        let (class, ms) = one.await.unwrap();
+        waits.entry(class).or_default().push(ms);
+    }
+    let mean = |class: &str| waits[class].iter().sum::<u64>() / waits[class].len() as u64;
+    let (first, second, last) = (mean("interactive"), mean("standard"), mean("batch"));
+    assert!(first * 3 < second * 2 && second < last, "{waits:?}");
+    for class in ["interactive", "standard", "batch"] {
+        assert!(gate.metric(&format!("tidegate_queue_wait_seconds_count{{class=\"{class}\"}}")).await > 0.0);
     }
     gate.finish().await;
 }

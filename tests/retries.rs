@@ -103,13 +103,17 @@ async fn killing_one_of_four_pods_loses_no_uncommitted_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fleet_that_fails_as_a_whole_is_not_hit_twice_as_hard() {
     let every_second: fn(usize) -> bool = |number| number % 2 == 0;
-    for (fault, is_stream) in [
-        (Fault::Refuse, every_second),
-        (Fault::Status(503, None), every_second),
-        (Fault::Status(429, Some(1)), every_second),
-        (Fault::ErrorEvent(0), |_| true),
+    // With and without a queue, in which they wait for pods that ask to be spared.
+    let (all_go, short) = ("flow: {queue: {enabled: false}}", "flow: {classes: {standard: {wait_max_s: 2}}}");
+    for (fault, is_stream, yaml) in [
+        (Fault::Refuse, every_second, all_go),
+        (Fault::Status(503, None), every_second, all_go),
+        (Fault::Status(429, Some(1)), every_second, all_go),
+        (Fault::ErrorEvent(0), |_| true, all_go),
+        (Fault::Refuse, every_second, short),
+        (Fault::Status(503, None), every_second, short),
     ] {
-        let (gate, fleet) = Gate::with_pods(4, SimConfig::default(), "").await;
+        let (gate, fleet) = Gate::with_pods(4, SimConfig::default(), yaml).await;
         for pod in &fleet.pods {
             pod.script(Script::always(fault.clone()));
         }

@@ -18,6 +18,8 @@ pub struct ErrorText<'a> {
     pub param: Option<&'a str>,
     /// HTTP status, also inside a stream whose real status was 200.
     pub code: u16,
+    /// Word in place of the status as OpenAI's `code`, where clients look for one.
+    pub name: Option<&'a str>,
 }
 
 /// `error` of the OpenAI shape; members in vLLM's order.
@@ -26,7 +28,14 @@ struct OpenAiError<'a> {
     message: &'a str,
     r#type: &'a str,
     param: Option<&'a str>,
-    code: u16,
+    code: Code<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Code<'a> {
+    Status(u16),
+    Name(&'a str),
 }
 
 /// The whole body in Anthropic's shape; members in vLLM's order.
@@ -43,8 +52,9 @@ struct AnthropicError<'a> {
 }
 
 impl ErrorText<'_> {
-    const fn open_ai(&self) -> OpenAiError<'_> {
-        OpenAiError { message: self.message, r#type: self.kind, param: self.param, code: self.code }
+    fn open_ai(&self) -> OpenAiError<'_> {
+        let code = self.name.map_or(Code::Status(self.code), Code::Name);
+        OpenAiError { message: self.message, r#type: self.kind, param: self.param, code }
     }
 
     /// Text of the error in the shape's JSON.
@@ -106,7 +116,7 @@ mod tests {
     use super::*;
 
     const TEXT: ErrorText<'_> =
-        ErrorText { message: "pod \"broke\"\nlate", kind: "InternalServerError", param: None, code: 502 };
+        ErrorText { message: "pod \"broke\"\nlate", kind: "InternalServerError", param: None, code: 502, name: None };
 
     #[test]
     fn bodies_have_the_shape_of_the_api() {
@@ -121,7 +131,7 @@ mod tests {
 
     #[test]
     fn members_come_in_the_order_of_vllm() {
-        let missing = ErrorText { message: "gone", kind: "NotFoundError", param: Some("model"), code: 404 };
+        let missing = ErrorText { message: "gone", kind: "NotFoundError", param: Some("model"), code: 404, name: None };
         let wanted = r#"{"error":{"message":"gone","type":"NotFoundError","param":"model","code":404}}"#;
         assert_eq!(error_body(Shape::OpenAi, &missing), wanted);
         let wanted = r#"{"type":"error","error":{"type":"not_found_error","message":"gone"}}"#;

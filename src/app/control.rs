@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::keys::KeysFile;
 use super::{setup, snapshot};
 use crate::base::{Mono, PodId};
 use crate::config::{Config, POLL_INTERVAL_S, Watcher};
@@ -28,7 +29,7 @@ const SAVED_FOR: Duration = Duration::from_mins(10);
 /// Starts the control plane; it ends when `stopped` becomes true.
 pub(super) fn spawn(
     config: Config,
-    watcher: Watcher,
+    (watcher, keys): (Watcher, KeysFile),
     gate: Arc<Gate>,
     readiness: Arc<Readiness>,
     stopped: watch::Receiver<bool>,
@@ -39,6 +40,7 @@ pub(super) fn spawn(
         gate,
         readiness,
         watcher,
+        keys,
         credential: Arc::default(),
         memory_max: setup::container_bytes(),
         saved: Saved::new(saved),
@@ -51,6 +53,7 @@ struct Control {
     gate: Arc<Gate>,
     readiness: Arc<Readiness>,
     watcher: Watcher,
+    keys: KeysFile,
     credential: Arc<Credential>,
     /// What the container allows \[bytes\].
     memory_max: Option<u64>,
@@ -114,11 +117,14 @@ impl Control {
             tokio::select! {
                 _ = stopped.wait_for(|stops| *stops) => return,
                 _ = beat.tick() => self.beat(&config),
-                _ = poll.tick() => if let Some(new) = self.reloaded(&config) {
-                    sources.send_replace(new.sources.clone());
-                    settings.send_replace(new.pods.clone());
-                    telemetry.configure(new.telemetry.clone());
-                    config = new;
+                _ = poll.tick() => {
+                    if let Some(new) = self.reloaded(&config) {
+                        sources.send_replace(new.sources.clone());
+                        settings.send_replace(new.pods.clone());
+                        telemetry.configure(new.telemetry.clone());
+                        config = new;
+                    }
+                    self.look_at_keys(&config);
                 },
             }
         }
@@ -175,6 +181,16 @@ impl Control {
                 return None;
             }
         };
+        if self.keys.path() != new.flow.keys_file.as_deref() {
+            match KeysFile::open(new.flow.keys_file.as_deref()) {
+                Ok(keys) => self.keys = keys,
+                Err(error) => {
+                    self.gate.metrics.config_reloads.inc("bad");
+                    tracing::error!(%error, "configuration not taken, the old one stays; save it again once the keys are there");
+                    return None;
+                }
+            }
+        }
         for key in old.needs_restart(&new) {
             tracing::warn!(key, "changed in the file; takes effect after a restart");
         }
@@ -183,13 +199,32 @@ impl Control {
             self.gate.set_safe_mode(new.routing.safe_mode);
             tracing::warn!(on = new.routing.safe_mode, "safe mode set by the configuration file");
         }
-        self.gate.set_rules(setup::rules(&new));
+        if old.flow != new.flow {
+            self.keys.tell(&new.flow.tenants);
+        }
+        self.gate.set_rules(setup::rules(&new, self.keys.keys()));
         self.gate.set_routing(setup::routing(&new));
         self.gate.table.configure(new.pods.health.clone());
         self.take_credential(&new);
         self.gate.metrics.config_reloads.inc("ok");
         tracing::info!("configuration reloaded");
         Some(new)
+    }
+
+    /// Takes clients' keys again if their file changed.
+    fn look_at_keys(&mut self, config: &Config) {
+        match self.keys.poll() {
+            None => {}
+            Some(Ok(())) => {
+                self.gate.set_rules(setup::rules(config, self.keys.keys()));
+                self.gate.metrics.config_reloads.inc("ok");
+                self.keys.tell(&config.flow.tenants);
+            }
+            Some(Err(error)) => {
+                self.gate.metrics.config_reloads.inc("bad");
+                tracing::error!(%error, "API keys not reloaded, the last good ones stay");
+            }
+        }
     }
 
     /// Takes the key for pods from the configured file; the data path sends the same one.

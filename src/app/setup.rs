@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use crate::api::PathRules;
 use crate::base::{ModelName, Tokens};
-use crate::config::Config;
+use crate::config::{CacheIsolation, Config};
+use crate::flow::{Keys, Tenants};
 use crate::prefix::Limits;
 use crate::proxy::{Routing, Rules, Selection, Times};
 use crate::scheduling::{Profile, ProfileSettings};
 
 /// Rules of the data path.
-pub(super) fn rules(config: &Config) -> Rules {
+pub(super) fn rules(config: &Config, keys: Option<Arc<Keys>>) -> Rules {
     let paths = PathRules::new(&config.listen.paths.allow).unwrap_or_default();
     let mut rules = Rules::of(&config.listen, &config.limits, &config.trust, paths);
     for (name, rule) in config.models.iter() {
@@ -29,6 +30,10 @@ pub(super) fn rules(config: &Config) -> Rules {
     rules.bounds = config.flow.clone();
     rules.disagg = config.disaggregation.clone();
     rules.memory_bytes_max = config.flow.body_bytes_held_max;
+    rules.keys = keys;
+    rules.tenants = Tenants::new(&config.flow.tenants, |name| config.models.upstream(name));
+    rules.class_headers = config.flow.class_headers.iter().filter_map(|name| name.parse().ok()).collect();
+    rules.isolates_tenants = config.prefix.cache_isolation == CacheIsolation::Tenant;
     rules
 }
 
@@ -54,10 +59,12 @@ pub(super) fn routing(config: &Config) -> Routing {
     }
 }
 
-/// Whether strangers may use the gate's key for pods: it has one, and listens where others than this machine connect.
+/// Whether strangers may use the gate's key for pods: it has one, asks for none, and listens where others than this machine
+/// connect.
 pub(super) fn lends_its_key(config: &Config) -> bool {
     let mut addrs = std::iter::once(config.listen.addr).chain(config.listen.h2c_addr);
-    config.pods.credential_file.is_some() && addrs.any(|addr| !addr.ip().to_canonical().is_loopback())
+    let lends = config.pods.credential_file.is_some() && config.flow.keys_file.is_none();
+    lends && addrs.any(|addr| !addr.ip().to_canonical().is_loopback())
 }
 
 /// Bounds of the prefix index.
@@ -76,9 +83,14 @@ pub fn workers_default() -> usize {
 
 /// An unpredictable number.
 pub(super) fn seed() -> io::Result<u64> {
-    let mut bytes = [0; 8];
+    random().map(u64::from_ne_bytes)
+}
+
+/// Bytes that nobody can foresee.
+pub(super) fn random<const COUNT: usize>() -> io::Result<[u8; COUNT]> {
+    let mut bytes = [0; COUNT];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_ne_bytes(bytes))
+    Ok(bytes)
 }
 
 /// Memory the process uses.
@@ -123,6 +135,8 @@ mod tests {
             config.listen.h2c_addr = h2c_addr.map(|addr| addr.parse().expect("an address"));
             config.pods.credential_file = has_key.then(|| "key".into());
             assert_eq!(lends_its_key(&config), expected, "{addr} {h2c_addr:?}");
+            config.flow.keys_file = Some("keys".into());
+            assert!(!lends_its_key(&config));
         }
     }
 

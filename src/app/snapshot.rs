@@ -11,40 +11,46 @@ use super::setup;
 use crate::base::PodId;
 use crate::config::Prefix;
 use crate::pods::{Pod, Table};
-use crate::prefix::{Index, PodName, Snapshot};
+use crate::prefix::{Index, PodName, SaltKey, Snapshot};
 
 /// Bytes of a secret that is made here.
 const SECRET_BYTES: usize = 32;
 /// A secret of an operator has at least so many bytes, and no file of one is read beyond the second number.
 const SECRET_BYTES_RANGE: (usize, u64) = (16, 4_096);
 
-/// The secret of prefix hashes: that of the configured file; else one kept beside the snapshot; else one of this process.
-pub(super) fn secret(prefix: &Prefix) -> io::Result<u64> {
+/// The secret of prefix hashes, and that of tenants' salts.
+pub(super) fn secrets(prefix: &Prefix) -> io::Result<(u64, SaltKey)> {
+    secret(prefix).map(|bytes| (xxh3_64(&bytes), SaltKey::new(&bytes)))
+}
+
+/// What both are made of: the configured file; else one kept beside the snapshot; else something of this process.
+fn secret(prefix: &Prefix) -> io::Result<Vec<u8>> {
     if let Some(path) = &prefix.secret_file {
         return read_secret(path).map_err(|error| named("prefix.secret_file", path, &error));
     }
-    let Some(snapshot) = &prefix.snapshot_file else { return setup::seed() };
+    let Some(snapshot) = &prefix.snapshot_file else {
+        return setup::random::<SECRET_BYTES>().map(Vec::from);
+    };
     let path = with_suffix(snapshot, ".secret");
     match read_secret(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut bytes = [0; SECRET_BYTES];
-            File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+            let bytes = setup::random::<SECRET_BYTES>()?;
             let written = private(&path).and_then(|mut file| file.write_all(&bytes));
             written.map_err(|error| named("the secret beside prefix.snapshot_file", &path, &error))?;
-            Ok(xxh3_64(&bytes))
+            Ok(bytes.to_vec())
         }
         read => read.map_err(|error| named("the secret beside prefix.snapshot_file", &path, &error)),
     }
 }
 
-fn read_secret(path: &Path) -> io::Result<u64> {
+fn read_secret(path: &Path) -> io::Result<Vec<u8>> {
     let (least, most) = SECRET_BYTES_RANGE;
     let mut bytes = Vec::new();
     File::open(path)?.take(most).read_to_end(&mut bytes)?;
     if bytes.len() < least {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it must hold 16 bytes or more, random ones"));
     }
-    Ok(xxh3_64(&bytes))
+    Ok(bytes)
 }
 
 fn named(what: &str, path: &Path, error: &io::Error) -> io::Error {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::locate::{Node, join};
 use super::problem::{Problem, Problems};
-use super::sections::{Prefix, Routing};
+use super::sections::{NOT_A_HEADER, Prefix, Routing, is_header};
 use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
@@ -12,6 +12,9 @@ use crate::flow::SloSettings;
 use crate::pods::Role;
 use crate::proxy::settings::{Limits, Listen, Model, Timeouts, Trust};
 use crate::{admin, disagg, export, flow, observe, telemetry};
+
+/// Most headers that may name a class: each is looked for in every request.
+const CLASS_HEADERS_MAX: usize = 16;
 
 /// What the configuration means. Each part is handed to its room.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +103,7 @@ impl Config {
             export::Target::Off
         });
         sections(&tree, &mut found);
+        identity(&tree.flow, &mut found);
         if !found.is_empty() {
             return Err(Problems(placed(found, text, overrides)));
         }
@@ -234,6 +238,7 @@ fn sections(tree: &Tree, found: &mut Found) {
     }
     let ranges = [
         ("retry.attempts_max", u64::from(tree.retry.attempts_max), 1, 2),
+        ("flow.gates", u64::from(tree.flow.gates), 1, 1_000),
         ("flow.requests_max", tree.flow.requests_max, 1, u64::MAX),
         ("flow.requests_per_model_max", tree.flow.requests_per_model_max, 1, u64::MAX),
         ("flow.body_bytes_held_max", tree.flow.body_bytes_held_max, tree.limits.body_bytes_max, u64::MAX),
@@ -247,6 +252,19 @@ fn sections(tree: &Tree, found: &mut Found) {
             let range = if most == u64::MAX { format!("{least} or more") } else { format!("{least} to {most}") };
             found.push((path.into(), format!("{value} is out of range; write {range}")));
         }
+    }
+}
+
+fn identity(flow: &flow::GateSettings, found: &mut Found) {
+    for (tenant, field, hint) in flow::tenant::problems(&flow.tenants) {
+        let place = if tenant.is_empty() { "flow.tenants".to_owned() } else { join("flow.tenants", tenant) };
+        found.push((if field.is_empty() { place } else { format!("{place}.{field}") }, hint));
+    }
+    for (index, name) in flow.class_headers.iter().enumerate().filter(|(_, name)| !is_header(name)) {
+        found.push((format!("flow.class_headers[{index}]"), format!("`{}`: {NOT_A_HEADER}", name.escape_debug())));
+    }
+    if flow.class_headers.len() > CLASS_HEADERS_MAX {
+        found.push(("flow.class_headers".into(), format!("too many; name {CLASS_HEADERS_MAX} or fewer")));
     }
 }
 
@@ -335,6 +353,27 @@ observe:
         assert!(of(", slo: {ttft_ms: 9}").is_empty());
         assert_eq!(of("").first().map(|problem| problem.path.clone()), Some("models.b".to_owned()));
         assert_eq!(of(", slo: {ttft_ms: 9}, timeouts: {answer_s: 7}").len(), 1);
+    }
+
+    #[test]
+    fn tenants_are_checked_where_they_are_written() {
+        let text = "\
+flow:
+  gates: 0
+  class_headers: [x-ok, 'not ok']
+  tenants:
+    a.b: {class: interactive, classes: [batch]}
+    c:
+      limits: {requests_per_minute: 0}
+";
+        let places: Vec<_> = check(text).into_iter().map(|problem| (problem.line.unwrap(), problem.path)).collect();
+        let expected = [
+            (2, "flow.gates"),
+            (3, "flow.class_headers[1]"),
+            (5, "flow.tenants.\"a.b\".classes"),
+            (7, "flow.tenants.c.limits.requests_per_minute"),
+        ];
+        assert_eq!(places, expected.map(|(line, path)| (line, path.to_owned())));
     }
 
     #[test]

@@ -38,10 +38,11 @@ fn read(path: &Path, told_as: &str) -> Result<String, Problems> {
     fs::read_to_string(path).map_err(|error| problem(error.to_string()))
 }
 
-/// Time, inode and length of a file; `None` if it is not there.
-type Stamp = Option<(i64, i64, u64, u64)>;
+/// Time, inode and length of a file, by which a change is noticed; `None` if it is not there.
+pub type Stamp = Option<(i64, i64, u64, u64)>;
 
-fn stamp(path: &Path) -> Stamp {
+/// The stamp of a file now.
+pub fn stamp(path: &Path) -> Stamp {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.mtime(), metadata.mtime_nsec(), metadata.ino(), metadata.len()))
 }

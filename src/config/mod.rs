@@ -17,11 +17,11 @@ mod tree;
 
 pub use args::ServeArgs;
 pub use build::{Config, ModelNames, ModelRule};
-pub use load::{POLL_INTERVAL_S, Watcher, load};
+pub use load::{POLL_INTERVAL_S, Stamp, Watcher, load, stamp};
 pub use policies::{policy, policy_names, policy_settings};
 pub use problem::{Problem, Problems};
 pub use reference::reference;
 pub use schema::schema;
-pub use sections::{Prefix, Routing};
+pub use sections::{CacheIsolation, Prefix, Routing};
 pub use shape::{check, parse};
 pub use tree::Tree;

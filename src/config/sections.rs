@@ -69,9 +69,9 @@ impl Routing {
     }
 }
 
-const NOT_A_HEADER: &str = "this is no name of a header; write letters, digits and dashes";
+pub(super) const NOT_A_HEADER: &str = "this is no name of a header; write letters, digits and dashes";
 
-fn is_header(name: &str) -> bool {
+pub(super) fn is_header(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
@@ -90,6 +90,21 @@ pub struct Prefix {
     pub snapshot_file: Option<PathBuf>,
     /// A file of 16 random bytes or more, the secret of prefix hashes. Left out, one is made and kept beside the snapshot.
     pub secret_file: Option<PathBuf>,
+    /// Whose prompts may be found in the pods' caches: with `shared` everybody's, with `tenant` only those of the same tenant, so
+    /// that nobody learns from an answer's speed what another tenant sent. Several gates in front of the same pods then need
+    /// the same `secret_file`, or what one has cached is not found by another.
+    pub cache_isolation: CacheIsolation,
+}
+
+/// Whose prompts may be found in the pods' caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheIsolation {
+    /// Everybody's.
+    #[default]
+    Shared,
+    /// Those of the same tenant.
+    Tenant,
 }
 
 impl Default for Prefix {
@@ -100,6 +115,7 @@ impl Default for Prefix {
             tenant_share: 0.5,
             snapshot_file: None,
             secret_file: None,
+            cache_isolation: CacheIsolation::Shared,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::base::Mono;
 use crate::observe::histogram::Snapshot;
-use crate::observe::{Family, MetricName, Metrics, ModelMetrics, Stage, TokenKind};
+use crate::observe::{Family, Gauge, MetricName, Metrics, ModelMetrics, Stage, TenantMetrics, TokenKind};
 use crate::pods::{Fleet, Pod, Role, Standing};
 
 /// `Content-Type` of the text.
@@ -109,6 +109,8 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         }
         M::Retries => family(&metrics.retries, to),
         M::Refused => family(&metrics.refused, to),
+        M::TenantRequests | M::TenantTokens | M::TenantRefused => tenants(metric, metrics, to),
+        M::ClassIgnored => family(&metrics.class_ignored, to),
         M::FramingRejected => family(&metrics.framing_rejected, to),
         M::DroppedHeaders => family(&metrics.dropped_headers, to),
         M::StrippedMembers => family(&metrics.stripped_members, to),
@@ -116,24 +118,15 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Degradations => family(&metrics.degradations, to),
         M::Plans => family(&metrics.plans, to),
         M::Slo => family(&metrics.slo, to),
+        M::QueueOutcomes | M::QueueWaits => waits(metric, metrics, to),
         M::QueueRequests | M::QueueBytes | M::QueueCost | M::QueueOldest | M::QueueBacklog => {
-            queues(metric, metrics, to)
+            queues(metric, metrics, to);
         }
-        M::QueueOutcomes => family(&metrics.queue_outcomes, to),
-        M::QueueWaits => {
-            for (class, waits) in ["interactive", "standard", "batch"].into_iter().zip(&metrics.queue_waits) {
-                to.histogram(class, &waits.snapshot());
-            }
-        }
-        M::DisaggRemote => family(&metrics.disagg_remote, to),
-        M::DisaggLocal => family(&metrics.disagg_local, to),
-        M::DisaggReplans => family(&metrics.disagg_replans, to),
-        M::DisaggSentinel => family(&metrics.disagg_sentinel, to),
-        M::DisaggLeases => family(&metrics.disagg_leases, to),
         M::DisaggTokensTwice => to.sample(&[], metrics.disagg_tokens_twice.load(Relaxed)),
-        M::DisaggPrefill => models(metrics, |model| to.histogram(&model.name, &model.legs.prefill.snapshot())),
-        M::DisaggHandover => models(metrics, |model| to.histogram(&model.name, &model.legs.handover.snapshot())),
-        M::DisaggLeaseAge => models(metrics, |model| to.histogram(&model.name, &model.legs.lease_age.snapshot())),
+        M::DisaggRemote | M::DisaggLocal | M::DisaggReplans | M::DisaggSentinel | M::DisaggLeases => {
+            disagg(metric, metrics, to);
+        }
+        M::DisaggPrefill | M::DisaggHandover | M::DisaggLeaseAge => legs(metric, metrics, to),
         M::PodEvents => family(&metrics.pod_events, to),
         M::Scrapes => family(&metrics.scrapes, to),
         M::ConfigReloads => family(&metrics.config_reloads, to),
@@ -145,9 +138,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::IndexBlocks => to.sample(&[], metrics.index_blocks.value()),
         M::IndexBytes => to.sample(&[], metrics.index_bytes.value()),
         M::StepTime | M::StepTimeError | M::StepTimeSamples => step_times(metric, metrics, to),
-        M::SafeMode => to.sample(&[], metrics.safe_mode.value()),
-        M::Explain => to.sample(&[], metrics.explain.value()),
-        M::Ready => to.sample(&[], metrics.ready.value()),
+        M::SafeMode | M::Explain | M::Ready => to.sample(&[], switch(metric, metrics).value()),
         M::FleetGeneration => to.sample(&[], scrape.fleet.generation),
         M::BuildInfo => to.sample(&[scrape.version], 1),
         M::Pods => roles(scrape.fleet, to),
@@ -163,6 +154,34 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
                 pod_samples(metric, pod, scrape.now, to);
             }
         }
+    }
+}
+
+fn switch(metric: MetricName, metrics: &Metrics) -> &Gauge {
+    match metric {
+        MetricName::SafeMode => &metrics.safe_mode,
+        MetricName::Explain => &metrics.explain,
+        _ => &metrics.ready,
+    }
+}
+
+fn legs(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    models(metrics, |model| {
+        let times = match metric {
+            MetricName::DisaggPrefill => &model.legs.prefill,
+            MetricName::DisaggHandover => &model.legs.handover,
+            _ => &model.legs.lease_age,
+        };
+        to.histogram(&model.name, &times.snapshot());
+    });
+}
+
+fn waits(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    if metric == MetricName::QueueOutcomes {
+        return family(&metrics.queue_outcomes, to);
+    }
+    for (class, waits) in ["interactive", "standard", "batch"].into_iter().zip(&metrics.queue_waits) {
+        to.histogram(class, &waits.snapshot());
     }
 }
 
@@ -277,6 +296,34 @@ fn models(metrics: &Metrics, mut each: impl FnMut(&ModelMetrics)) {
     }
 }
 
+fn disagg(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    let counts = match metric {
+        MetricName::DisaggRemote => &metrics.disagg_remote,
+        MetricName::DisaggLocal => &metrics.disagg_local,
+        MetricName::DisaggReplans => &metrics.disagg_replans,
+        MetricName::DisaggSentinel => &metrics.disagg_sentinel,
+        _ => &metrics.disagg_leases,
+    };
+    family(counts, to);
+}
+
+fn tenants(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    for tenant in metrics.tenants.all() {
+        let words = |family: &Family, to: &mut Writer<'_>| {
+            family.all().into_iter().for_each(|(word, count)| to.sample(&[&tenant.name, word], count));
+        };
+        match metric {
+            MetricName::TenantRequests => words(&tenant.requests, to),
+            MetricName::TenantRefused => words(&tenant.refused, to),
+            _ => {
+                for (kind, count) in TenantMetrics::TOKENS.into_iter().zip(tenant.tokens()) {
+                    to.sample(&[&tenant.name, kind.as_str()], count);
+                }
+            }
+        }
+    }
+}
+
 fn family(family: &Family, to: &mut Writer<'_>) {
     for (word, count) in family.all() {
         to.sample(&[word], count);
@@ -316,7 +363,7 @@ mod tests {
 
     use super::*;
     use crate::observe::StepTimeSeries;
-    use crate::observe::{Cause, Kind, MetricLimits};
+    use crate::observe::{Cause, Kind, MetricLimits, QueueSeries};
     use crate::pods::{PodSpec, Reading, Table};
 
     fn full_scrape() -> String {
@@ -326,6 +373,8 @@ mod tests {
         metrics.finish(&model, None, 200, Cause::Ok);
         for family in [
             &metrics.refused,
+            &metrics.tenants.of("").requests,
+            &metrics.tenants.of("").refused,
             &metrics.framing_rejected,
             &metrics.dropped_headers,
             &metrics.stripped_members,
@@ -338,6 +387,16 @@ mod tests {
         ] {
             family.inc("word");
         }
+        metrics.queues.store(std::sync::Arc::new(vec![QueueSeries {
+            model: "m".into(),
+            role: "decode",
+            class: "batch",
+            requests: 1,
+            body_bytes: 2,
+            cost_s: 3.0,
+            oldest_s: 4.0,
+            backlog_s: 5.0,
+        }]));
         metrics.step_times.store(std::sync::Arc::new(vec![StepTimeSeries {
             variant: "m".into(),
             terms: ["a", "b", "c", "d", "e"].map(|term| (term, 0.5)),

@@ -1,4 +1,4 @@
-//! Who sends a request: tenant, class and trust. Until keys are configured there is one caller for everybody.
+//! Who sends a request: tenant, class and trust. Without keys everybody is the tenant [`Caller::OPEN_TENANT`].
 //!
 //! Facts only; what a class may do is decided by the gate. Never holds a key.
 use std::sync::Arc;

@@ -5,17 +5,20 @@
 //! bounds are requests and body bytes, in all and per model (see `share`), and hold exactly after every event.
 //!
 //! Every granted ticket must be `Released` once; events of unknown tickets change nothing, so releasing twice is harmless.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::asked::CLASS_HEADERS;
 use super::caller::Caller;
 use super::queue::{Classes, QueueSettings};
 use super::refusal::{Reason, Refusal};
 use super::share::may_take;
 use super::slo::SloSettings;
+use super::tenant::TenantSettings;
 use crate::base::{ModelName, Mono, Tokens};
 
 /// Most models that are accounted for apart; the rest share one account.
@@ -41,6 +44,19 @@ pub struct GateSettings {
     pub queue: QueueSettings,
     /// What each class gets, for each model.
     pub classes: Classes,
+    /// File with the hashes of clients' API keys, a line for each: SHA-256 in hex, tenant, note (`tidegate key` makes one). Read
+    /// again when it changes. If set, nobody is served without a key; else everybody is, as the tenant `default`.
+    pub keys_file: Option<PathBuf>,
+    /// What tenants may do, by their name in the file of keys. One without an entry has that of `default`.
+    pub tenants: BTreeMap<String, TenantSettings>,
+    /// Request headers that may name a class: `interactive`, `standard`, `batch`, a name SMG has, or a number as vLLM's
+    /// `priority`. The first that is there counts, before the body's `priority`. They never reach a pod.
+    pub class_headers: Vec<String>,
+    /// Tell pods the class as vLLM's `priority` (0, 10, 20), for pods run with `--scheduling-policy priority`. Pods without it
+    /// ignore a priority (vLLM 0.32), or refuse it (older ones). If false, a client's `priority` stays as it is.
+    pub pods_use_priority: bool,
+    /// Gates that share the tenants' limits evenly.
+    pub gates: u32,
 }
 
 impl Default for GateSettings {
@@ -52,6 +68,11 @@ impl Default for GateSettings {
             slo: SloSettings::default(),
             queue: QueueSettings::default(),
             classes: Classes::default(),
+            keys_file: None,
+            tenants: BTreeMap::new(),
+            class_headers: CLASS_HEADERS.map(str::to_owned).to_vec(),
+            pods_use_priority: false,
+            gates: 1,
         }
     }
 }

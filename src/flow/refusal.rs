@@ -25,11 +25,17 @@ pub enum Reason {
     PredictedLate,
     /// The same body was in flight on pods that died; it stays out for a while.
     RequestPoisoned,
+    /// The tenant holds as many requests as it may.
+    TenantConcurrentLimit,
+    /// The tenant has sent as many requests this minute as it may.
+    TenantRequestsLimit,
+    /// The tenant has used as many tokens this minute as it may.
+    TenantTokensLimit,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::RequestsLimit,
         Self::ModelRequestsLimit,
         Self::BytesLimit,
@@ -39,6 +45,9 @@ impl Reason {
         Self::QueueTimeout,
         Self::PredictedLate,
         Self::RequestPoisoned,
+        Self::TenantConcurrentLimit,
+        Self::TenantRequestsLimit,
+        Self::TenantTokensLimit,
     ];
 
     /// Its name in `x-tidegate-reason`, metrics and logs.
@@ -53,6 +62,9 @@ impl Reason {
             Self::QueueTimeout => "queue_timeout",
             Self::PredictedLate => "predicted_late",
             Self::RequestPoisoned => "request_poisoned",
+            Self::TenantConcurrentLimit => "tenant_concurrent_limit",
+            Self::TenantRequestsLimit => "tenant_requests_limit",
+            Self::TenantTokensLimit => "tenant_tokens_limit",
         }
     }
 
@@ -65,7 +77,10 @@ impl Reason {
             | Self::ModelBytesLimit
             | Self::QueueFull
             | Self::QueueTimeout
-            | Self::PredictedLate => 429,
+            | Self::PredictedLate
+            | Self::TenantConcurrentLimit
+            | Self::TenantRequestsLimit
+            | Self::TenantTokensLimit => 429,
             Self::BodyTooLarge => 413,
             Self::RequestPoisoned => 500,
         }

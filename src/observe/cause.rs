@@ -109,6 +109,8 @@ causes! {
     RefusedQueueTimeout = "refused_queue_timeout", Gate;
     /// Refused: no pod may take it (503).
     RefusedNoPod = "refused_no_pod", Gate;
+    /// Refused: the tenant's own limit is reached.
+    RefusedTenant = "refused_tenant", Client;
     /// Refused: the caller is not allowed.
     RefusedCaller = "refused_caller", Gate;
     /// The gate is shutting down.

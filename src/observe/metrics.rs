@@ -16,6 +16,7 @@ use super::family::{Family, OTHER};
 use super::gauge::Gauge;
 use super::histogram::{Histogram, OVERHEAD_US, TTFT_US};
 use super::model::{InFlight, ModelMetrics};
+use super::tenant::TenantSet;
 use crate::base::{ModelName, PodId};
 
 /// Caps on label sets.
@@ -146,6 +147,10 @@ pub struct Metrics {
     pub retries: Family,
     /// Refusals by reason.
     pub refused: Family,
+    /// Numbers of tenants.
+    pub tenants: TenantSet,
+    /// Classes that were asked for in vain, by why.
+    pub class_ignored: Family,
     /// Framing faults by rule.
     pub framing_rejected: Family,
     /// Dropped request headers by kind.
@@ -224,6 +229,8 @@ impl Metrics {
             stages: std::array::from_fn(|_| Histogram::new(OVERHEAD_US)),
             retries: Family::with(&["A", "B", "C", "D", "E", "F", "G"]),
             refused: Family::default(),
+            tenants: TenantSet::default(),
+            class_ignored: Family::with(&["unknown", "not_allowed"]),
             framing_rejected: Family::default(),
             dropped_headers: Family::default(),
             stripped_members: Family::default(),

@@ -17,6 +17,7 @@ pub mod names;
 pub mod readiness;
 pub mod redact;
 pub mod settings;
+pub mod tenant;
 
 pub use access::AccessRecord;
 pub use cause::{Cause, Fault};
@@ -30,3 +31,4 @@ pub use names::{Definition, Kind, MetricName};
 pub use readiness::{Missing, Readiness};
 pub use redact::{Secret, is_sensitive_header, printable_id};
 pub use settings::{LogLevel, Settings};
+pub use tenant::{TenantMetrics, TenantSet};

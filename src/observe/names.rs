@@ -87,6 +87,14 @@ metrics! {
         "Attempts after the first, by retry class A to G.";
     Refused = "refused_total", Counter, "requests", ["reason"],
         "Requests and connections refused by the gate, by reason.";
+    TenantRequests = "tenant_requests_total", Counter, "requests", ["tenant", "class"],
+        "Requests that were let in and ended, by tenant and class. Tenants that configuration does not name are other.";
+    TenantTokens = "tenant_tokens_total", Counter, "tokens", ["tenant", "kind"],
+        "Tokens told by usage, by tenant: prompt (cached ones included), completion.";
+    TenantRefused = "tenant_refused_total", Counter, "requests", ["tenant", "reason"],
+        "Requests refused because the tenant's own limit is reached, by reason.";
+    ClassIgnored = "class_ignored_total", Counter, "requests", ["kind"],
+        "Classes that requests asked for in vain: unknown, or not_allowed to the tenant.";
     FramingRejected = "framing_rejected_total", Counter, "requests", ["rule"],
         "Requests refused because of ambiguous or illegal HTTP, by rule.";
     DroppedHeaders = "dropped_headers_total", Counter, "headers", ["kind"],

@@ -9,6 +9,7 @@
 //! extension                answer -> blocks behind a prompt   order, tenants what goes first when room is needed
 //! scale, ratio             blocks -> tokens                   truth          what usage says about beliefs
 //! hits, index              what others see                    snapshot, restore  over a restart
+//! isolation                salts that keep tenants apart
 //! ```
 pub mod anchor;
 mod canon;
@@ -16,6 +17,7 @@ pub mod extension;
 pub mod fingerprint;
 pub mod hits;
 pub mod index;
+pub mod isolation;
 mod message;
 mod order;
 mod ratio;
@@ -39,4 +41,5 @@ pub use extension::{Answered, Extension};
 pub use fingerprint::{BLOCK_BYTES, Boundary, Chain, Fingerprint, Seed};
 pub use hits::Hits;
 pub use index::{Claim, Index, Limits, Stats};
+pub use isolation::SaltKey;
 pub use snapshot::{BadSnapshot, PodName, Snapshot};

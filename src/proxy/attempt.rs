@@ -280,7 +280,7 @@ impl Exchange {
         if self.rules.disagg.can_split(&self.gate.table.fleet()) {
             match self.choose_legs(facts, &Avoid { pods: &[], prefillers: &[] })? {
                 Planned::One(choice) => planned = Some(choice),
-                Planned::Two(pair) => match self.both(facts, pair, &mut tried, alarm.as_mut()).await? {
+                Planned::Two(pair) => match Box::pin(self.both(facts, pair, &mut tried, alarm.as_mut())).await? {
                     Legs::Answered => return Ok(()),
                     Legs::Failed(failed) => return self.give_up(failed).await,
                     Legs::Alone(failed) => last = failed,
@@ -417,25 +417,8 @@ impl Exchange {
         Ok(())
     }
 
-    /// One attempt, unless the pod is wanted for somebody else before anything reached the client: then `None`.
-    async fn attempt_unless(
-        &mut self,
-        recalled: impl Future<Output = ()>,
-        facts: &Facts,
-        choice: &Choice,
-        trial: &mut Trial<'_>,
-        alarm: Pin<&mut Sleep>,
-    ) -> Result<Option<Tried>, End> {
-        let tried = tokio::select! {
-            biased;
-            tried = self.attempt(facts, choice, trial, alarm) => Some(tried?),
-            () = recalled => None,
-        };
-        Ok(tried.filter(|_| !self.was_recalled()))
-    }
-
     /// One attempt on one pod, with a fresh connection for each dead one from the pool.
-    async fn attempt(
+    pub(super) async fn attempt(
         &mut self,
         facts: &Facts,
         choice: &Choice,
@@ -539,6 +522,9 @@ impl Exchange {
                 is_proxy: self.rules.is_proxy(self.peer),
                 may_choose_rank: self.is_trusted,
                 credential: credential.as_ref().map(|secret| secret.expose()),
+                keeps_keys: self.rules.keys.is_some(),
+                class_headers: &self.rules.class_headers,
+                priority: self.pod_priority(),
                 rank: choice.pod.spec.rank,
                 traceparent: trace.as_deref(),
             },

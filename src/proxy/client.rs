@@ -334,6 +334,9 @@ impl Client {
         if let Some(seconds) = row.retry_after_s {
             head.insert_header(header::RETRY_AFTER, seconds)?;
         }
+        if row.status == StatusCode::UNAUTHORIZED {
+            head.insert_header(header::WWW_AUTHENTICATE, "Bearer")?;
+        }
         if let Fault::MethodNotAllowed(allow) = fault {
             head.insert_header(header::ALLOW, *allow)?;
         }

@@ -9,6 +9,7 @@ use super::client::{Client, Left, Lost};
 use super::frame;
 use super::gate::{Gate, Phase};
 use super::guards::Ticket;
+use super::identity::Identity;
 use super::reply::Fault;
 use super::rules::Rules;
 use super::waitroom::Permit;
@@ -94,6 +95,7 @@ pub(super) struct Exchange {
     pub(super) rng: Rng,
     pub(super) peer: IpAddr,
     pub(super) is_trusted: bool,
+    pub(super) identity: Identity,
     pub(super) body_held: Option<Held>,
     pub(super) ticket: Option<Ticket>,
     /// The leave to be on a pod; dropped after what is booked there.
@@ -113,8 +115,10 @@ impl Exchange {
             .and_then(|id| printable_id(id.as_bytes()))
             .map_or_else(|| made_id(&mut rng), RequestId::from);
         let peer = client.conn.peer.ip().to_canonical();
+        let is_trusted = rules.is_trusted(peer);
         Self {
-            is_trusted: rules.is_trusted(peer),
+            is_trusted,
+            identity: Identity::unknown(&rules, is_trusted),
             in_flight: gate.metrics.request(),
             note: Note::new(request_id, started),
             gate,
@@ -179,10 +183,13 @@ impl Exchange {
             Route::Balanced(api) => {
                 self.note.api = Some(api);
                 self.note.route = api.name();
+                self.identify()?;
                 self.balanced(Some(api)).await
             }
             Route::Allowed => {
                 self.note.route = "allowed";
+                self.identify()?;
+                self.classify(None);
                 self.balanced(None).await
             }
             Route::Models => self.models().await,
@@ -245,7 +252,7 @@ impl Exchange {
 
     /// Books the outcome, writes the one access line, and gives the client back.
     pub(super) fn finish(self) -> Client {
-        let Self { gate, client, note, in_flight, rules, peer, .. } = self;
+        let Self { gate, client, note, in_flight, rules, peer, identity, .. } = self;
         let end = now();
         let addr = rules.is_client_logged.then(|| peer.to_string());
         let cause = note.cause.unwrap_or(Cause::GateFault);
@@ -274,6 +281,8 @@ impl Exchange {
         (gate.log)(&AccessRecord {
             http: if client.is_http2() { "2" } else { "1.1" },
             model: note.model.as_deref(),
+            tenant: identity.tenant(),
+            class: identity.class(),
             client: addr.as_deref(),
             status: client.status(),
             reason: note.reason,
@@ -296,6 +305,7 @@ impl Exchange {
             plan_us: note.plan_us,
             ..AccessRecord::new(unix_ms(), &note.request_id, head.method.as_str(), note.route, cause)
         });
+        identity.settle(&note, cause, client.status().unwrap_or(0), &gate.metrics);
         gate.metrics.stage(Stage::Settle, now().since(end));
         client
     }
@@ -325,7 +335,7 @@ impl Note {
         Got { ttft_s: first_at.since(began).as_secs_f64(), itl_s, prefill_pod_s }
     }
 
-    const fn new(request_id: RequestId, started: Mono) -> Self {
+    pub(super) const fn new(request_id: RequestId, started: Mono) -> Self {
         Self {
             request_id,
             started,

@@ -25,7 +25,9 @@ use super::client::{Client, Stop};
 use super::exchange::Exchange;
 use super::guard::{Conn, conn_of};
 use super::guards::Guards;
+use super::identity::is_tenant;
 use super::memory::{Memory, Stage};
+use super::quota::Quotas;
 use super::reply::Fault;
 use super::routing::Routing;
 use super::rules::Rules;
@@ -34,7 +36,7 @@ use super::waitroom::Waitroom;
 use crate::disagg::{Balances, Pairs};
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
 use crate::pods::Table;
-use crate::prefix::Index;
+use crate::prefix::{Index, SaltKey};
 use crate::runtime::now;
 use crate::scheduling::{Latency, Peers, Profile};
 
@@ -112,8 +114,12 @@ pub struct Gate {
     pub guards: Arc<Guards>,
     /// Who waits for room on a pod.
     pub waitroom: Waitroom,
+    /// What tenants with limits use.
+    pub quotas: Arc<Quotas>,
     /// Secret of prefix hashes.
     pub prefix_secret: u64,
+    /// Secret of tenants' salts.
+    pub salt_key: SaltKey,
     /// How short memory is.
     pub memory: Memory,
     /// Fault injection.
@@ -149,12 +155,16 @@ pub struct Parts {
     pub seed: u64,
     /// See [`Gate::prefix_secret`].
     pub prefix_secret: u64,
+    /// See [`Gate::salt_key`].
+    pub salt_key: SaltKey,
 }
 
 impl Gate {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { table, index, metrics, explain, safe_mode, log, hook, routing, rules, seed, prefix_secret } = parts;
+        let Parts { table, index, metrics, explain, safe_mode, log, hook, .. } = parts;
+        let Parts { routing, rules, seed, prefix_secret, salt_key, .. } = parts;
+        metrics.tenants.name(rules.tenants.names());
         Arc::new(Self {
             table,
             index,
@@ -169,7 +179,9 @@ impl Gate {
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
             waitroom: Waitroom::new(&rules),
+            quotas: Arc::default(),
             prefix_secret,
+            salt_key,
             memory: Memory::default(),
             hook,
             rules: ArcSwap::from_pointee(rules),
@@ -195,6 +207,8 @@ impl Gate {
     pub fn set_rules(&self, rules: Rules) {
         self.guards.configure(&rules);
         self.waitroom.configure(&rules);
+        self.metrics.tenants.name(rules.tenants.names());
+        self.quotas.keep(|tenant| is_tenant(&rules, tenant));
         self.rules.store(Arc::new(rules));
     }
 
@@ -288,7 +302,8 @@ impl HttpServerApp for GateApp {
         }
         let client = Client::new(session, Arc::clone(&conn), rules.write_timeout, stop);
         let mut exchange = Exchange::new(Arc::clone(&self.gate), rules, client);
-        if catch(exchange.run()).await.is_err() {
+        // Boxed: a connection that waits for its next request does not hold the room of one.
+        if Box::pin(catch(exchange.run())).await.is_err() {
             exchange.panicked().await;
         }
         let client = exchange.finish();

@@ -33,6 +33,12 @@ pub struct ToPod<'a> {
     pub may_choose_rank: bool,
     /// Replaces the client's `Authorization`.
     pub credential: Option<&'a str>,
+    /// The client's keys are the gate's to judge, so they go no further.
+    pub keeps_keys: bool,
+    /// Fields that name a class: the gate has heeded them.
+    pub class_headers: &'a [HeaderName],
+    /// Priority that pods are told.
+    pub priority: Option<u64>,
     /// Data-parallel rank to address.
     pub rank: Option<u32>,
     /// `traceparent` of the call.
@@ -77,6 +83,9 @@ pub fn to_pod(out: &mut Vec<u8>, call: &ToPod<'_>) -> Dropped {
     if let Some(rank) = call.rank {
         number(out, "x-data-parallel-rank", u64::from(rank));
     }
+    if let Some(priority) = call.priority {
+        number(out, "x-vllm-priority", priority);
+    }
     if let Some(bytes) = call.body_bytes {
         number(out, "content-length", bytes as u64);
     }
@@ -94,8 +103,10 @@ enum Fate {
 fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
     let name = name.as_str();
     match name {
-        // With a key of the gate's own a client's keys, under whatever name, are not the pod's to see.
-        "authorization" | "x-api-key" | "api-key" | "cookie" if call.credential.is_some() => Fate::Drop,
+        // Where the gate has a key of its own, or judges those of clients, a client's keys are not the pod's to see.
+        "authorization" | "x-api-key" | "api-key" | "cookie" if call.credential.is_some() || call.keeps_keys => {
+            Fate::Drop
+        }
         // A caller's own choice was obeyed when the pod was chosen; an endpoint without ranks judges it.
         "x-data-parallel-rank" if call.may_choose_rank => {
             if call.rank.is_none() {
@@ -104,7 +115,8 @@ fn fate(name: &HeaderName, call: &ToPod<'_>) -> Fate {
                 Fate::Drop
             }
         }
-        "x-data-parallel-rank" | "target-pod" | "routing-strategy" => Fate::Routing,
+        "x-data-parallel-rank" | "target-pod" | "routing-strategy" | "x-vllm-priority" => Fate::Routing,
+        _ if call.class_headers.iter().any(|field| field == name) => Fate::Routing,
         // The gate scans answers, so it asks for them uncompressed; a pod's load is not for clients (ORCA, vLLM 0.32). The
         // rest it sets itself.
         "accept-encoding"
@@ -145,7 +157,7 @@ fn is_hop_by_hop(name: &str) -> bool {
 /// Fields by which this gate or another stack is told where to send a request (llm-d, Envoy's gateway extensions, SMG,
 /// AIBrix, Dynamo). From outside they are never obeyed and never passed on.
 fn is_routing(name: &str) -> bool {
-    const PREFIXES: [&str; 9] = [
+    const PREFIXES: [&str; 10] = [
         "x-tidegate-",
         "x-gateway-",
         "x-prefiller-",
@@ -153,6 +165,7 @@ fn is_routing(name: &str) -> bool {
         "x-decode-",
         "x-encoder-",
         "x-envoy-",
+        "x-llm-d-",
         "x-smg-",
         "x-dynamo-",
     ];
@@ -309,6 +322,9 @@ mod tests {
                 is_proxy: is_trusted,
                 may_choose_rank: is_trusted,
                 credential,
+                keeps_keys: false,
+                class_headers: &[],
+                priority: None,
                 rank: None,
                 traceparent: None,
             },

@@ -15,7 +15,7 @@ use super::reply::Fault;
 use crate::api::{Anatomy, Api, BadBody, Edit, dangers, splice, strip_dangerous};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
 use crate::disagg::{self, Obstacle, Sampling};
-use crate::flow::{Arrival, BodyKey, Caller, Reason, Replay, Trust};
+use crate::flow::{Arrival, BodyKey, Caller, Class, Reason, Replay, Trust};
 use crate::observe::Stage;
 use crate::pods::Fleet;
 use crate::prefix::{Fingerprint, Seed};
@@ -87,6 +87,8 @@ pub(super) struct Facts {
     /// Whether it may be delivered to a second pod when the first broke under it.
     pub(super) replay: Replay,
     pub(super) caller: Caller,
+    /// What a second before the first token is worth; `None` unless policy or request say a class.
+    pub(super) urgency: Option<f64>,
 }
 
 impl Facts {
@@ -108,6 +110,7 @@ impl Facts {
             pinned,
             replay: if is_harmless { Replay::Harmless } else { Replay::Unknown },
             caller: Caller::open(Trust::Open),
+            urgency: None,
         }
     }
 
@@ -148,12 +151,13 @@ impl Exchange {
         drop(body);
         if !facts.account.is_empty() {
             self.note.model = Some(ModelName::clone(&facts.account));
-            let promised = self.rules.slo(&facts.model);
+            let promised = self.identity.policy.slo.or(self.rules.slo(&facts.model));
             self.note.slo = promised.of(&self.client.head().headers, self.is_trusted);
             self.note.vouched = if self.is_trusted { self.note.slo } else { promised.configured() };
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
         self.note.is_stream = facts.is_stream;
+        self.charge(&facts)?;
         let asked_at = now();
         let ticket = self.gate.guards.admit(asked_at, |ticket| Arrival {
             ticket,
@@ -219,14 +223,18 @@ impl Exchange {
         let fleet = self.gate.table.fleet();
         let asked = anatomy.model.as_deref();
         let (model, rewritten) = self.model(asked, &fleet)?;
+        self.permit(&model, asked)?;
+        self.classify(anatomy.priority);
         let mut edits: Vec<Edit<'_>> = self.strip(&anatomy).to_vec();
         let name = rewritten.then(|| serde_json::Value::from(&*model).to_string());
         if let Some(name) = &name {
             edits.push(Edit { key: "model", value: Some(name.as_bytes()) });
         }
-        let caller = Caller::open(if self.is_trusted { Trust::Trusted } else { Trust::Open });
+        let additions = self.additions(api, &anatomy);
+        edits.extend(additions.edits());
+        let caller = self.identity.caller.clone();
         let prompt = (api.prefills() && !self.gate.safe_mode.load(std::sync::atomic::Ordering::Relaxed)).then(|| {
-            let salt = anatomy.cache_salt.as_deref();
+            let salt = additions.salt().or(anatomy.cache_salt.as_deref());
             let seed = Seed { model: &model, salt, tenant: "", secret: self.gate.prefix_secret };
             Fingerprint::of(api, &anatomy, &seed).charged_to(&caller.tenant)
         });
@@ -251,6 +259,7 @@ impl Exchange {
             model,
             prompt,
             replay: if anatomy.leaves_something() { Replay::Unknown } else { Replay::Harmless },
+            urgency: self.identity.stated.map(Class::urgency),
             caller,
         })
     }
@@ -267,8 +276,12 @@ impl Exchange {
             Err(_) => return Ok(opaque(Bytes::clone(body))),
         };
         let mut facts = opaque(splice(body, &anatomy, self.strip(&anatomy)));
+        facts.caller = self.identity.caller.clone();
         let fleet = self.gate.table.fleet();
         let model = anatomy.model.as_deref().and_then(|asked| self.model(Some(asked), &fleet).ok());
+        if let Some((model, _)) = &model {
+            self.permit(model, anatomy.model.as_deref())?;
+        }
         if let Some((model, false)) = model {
             facts.account = account_of(&model, &fleet);
             facts.model = model;

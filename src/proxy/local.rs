@@ -9,9 +9,12 @@ use crate::api::Api;
 use crate::base::PodId;
 
 impl Exchange {
-    /// The union of what all pods serve, each model and adapter once.
+    /// The union of what all pods serve, each model and adapter once, as far as the tenant may use them.
     pub(super) async fn models(&mut self) -> Result<(), End> {
-        let cards = self.gate.table.fleet().models();
+        self.note.route = "models";
+        self.identify()?;
+        let mut cards = self.gate.table.fleet().models();
+        cards.retain(|served| self.identity.policy.allows(&served.name));
         let mut body = String::from("{\"object\":\"list\",\"data\":[");
         for (number, served) in cards.iter().enumerate() {
             if number > 0 {
@@ -37,6 +40,7 @@ impl Exchange {
     pub(super) async fn response_by_id(&mut self, id: &str) -> Result<(), End> {
         self.note.route = "response_by_id";
         self.note.api = Some(Api::Responses);
+        self.identify()?;
         let maker = self.gate.affinity.pod(id);
         let query = self.client.head().uri.query().unwrap_or_default();
         let is_stream = query.split('&').any(|pair| pair == "stream=true");
@@ -53,7 +57,7 @@ impl Exchange {
     async fn anywhere(&mut self, pinned: Option<PodId>, api: Option<Api>, is_stream: bool) -> Result<(), End> {
         let body = self.read_body().await?;
         let opaque = Facts::opaque(self.client.head(), body, pinned, self.gate.prefix_secret);
-        let facts = Facts { api, is_stream, ..opaque };
+        let facts = Facts { api, is_stream, caller: self.identity.caller.clone(), ..opaque };
         if self.gate.table.fleet().pods.is_empty() {
             return Err(Fault::NoPod("no_pods").into());
         }

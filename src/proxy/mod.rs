@@ -1,7 +1,7 @@
 //! The data path: accepts, checks, plans, forwards, streams back.
 //!
 //! A connection enters through [`accept`] wrapped by [`guard`] (with [`lint`] and [`floods`]); each request on it goes
-//! `gate` → `exchange` ([`frame`], route) → `intake` (body, anatomy, model, fingerprint, admission) → `plan` → `attempt`
+//! `gate` → `exchange` ([`frame`], route, `identity`) → `intake` (body, anatomy, model, fingerprint, admission) → `plan` → `attempt`
 //! ([`headers`], [`upstream`]) → `relay` → access line. What a client sees of any failure is in [`reply`].
 //!
 //! On Pingora: its HTTP/1 and HTTP/2 server sessions are used through `HttpServerApp`, not `ProxyHttp`. The latter's native
@@ -19,6 +19,7 @@ pub mod gate;
 pub mod guard;
 mod guards;
 pub mod headers;
+mod identity;
 mod intake;
 mod legs;
 pub mod lint;
@@ -27,6 +28,7 @@ pub mod memory;
 mod plan;
 mod prefill;
 pub mod prewarm;
+pub mod quota;
 mod relay;
 pub mod reply;
 pub mod routing;

@@ -297,6 +297,7 @@ impl Exchange {
             skips_cache: facts.asks.skips_cache,
             grammar: facts.asks.grammar,
             adapter: adapter(&fleet, &facts.model),
+            urgency: facts.urgency,
             ttft_s: self.note.slo.ttft_s,
             media: facts.prompt.as_ref().map_or(0, |prompt| prompt.media),
             session: routing.session(fields),
@@ -332,17 +333,21 @@ impl Exchange {
         let (result, Placed { decision, kept, .. }, split) = decide(&mut planner);
         self.rng = planner.rng;
         HITS.set(hits);
-        let took = now().since(started);
-        self.gate.metrics.stage(Stage::Plan, took);
-        self.overran(took);
-        self.note.plan_us = Some(took.as_micros() as u64);
-        self.note.mode = Some(decision.mode.as_str());
-        self.gate.metrics.plans.inc(decision.mode.as_str());
+        self.planned(now().since(started), decision.mode.as_str());
         if is_shown {
             self.shown = shown(&decision, split.as_ref());
         }
         self.gate.explain.put(Arc::clone(&self.note.request_id), Arc::new(kept.with(split)));
         result
+    }
+
+    /// Notes how long a plan took, and which way it was made.
+    fn planned(&mut self, took: Duration, mode: &'static str) {
+        self.gate.metrics.stage(Stage::Plan, took);
+        self.overran(took);
+        self.note.plan_us = Some(took.as_micros() as u64);
+        self.note.mode = Some(mode);
+        self.gate.metrics.plans.inc(mode);
     }
 
     /// Whether the client may see how its request was decided, and asked to.

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use crate::api::{Api, BadBody, ErrorText, Shape, error_body, error_event};
 use crate::base::MODEL_NAME_BYTES_MAX;
-use crate::flow::Refusal;
+use crate::flow::{Denied, Reason, Refusal};
 use crate::observe::Cause;
 use bytes::Bytes;
 
@@ -36,6 +36,10 @@ pub enum Fault {
     ContentEncoding,
     /// A body that is not acceptable JSON.
     BadBody(BadBody),
+    /// The client has no key that counts.
+    Denied(Denied),
+    /// The tenant uses as much as it may; how long until it may again \[s\].
+    Limited(Reason, u32),
     /// No pod serves the model. Made by [`Fault::unknown_model`], which bounds the name.
     UnknownModel(String),
     /// No such path.
@@ -87,6 +91,8 @@ pub struct Row {
     pub kind: &'static str,
     /// For a person.
     pub message: Cow<'static, str>,
+    /// `error.code` of the OpenAI shape, if it is not the status.
+    pub name: Option<&'static str>,
     /// `error.param`.
     pub param: Option<Cow<'static, str>>,
     /// `x-tidegate-reason`, for refusals.
@@ -105,6 +111,7 @@ impl Row {
             status,
             kind,
             message: Cow::Borrowed(message),
+            name: None,
             param: None,
             reason: None,
             cause,
@@ -122,6 +129,16 @@ impl Row {
         self.reason = Some(reason);
         self.retry_after_s = retry_after_s;
         self
+    }
+
+    fn text(&self) -> ErrorText<'_> {
+        ErrorText {
+            message: &self.message,
+            kind: self.kind,
+            param: self.param.as_deref(),
+            code: self.status,
+            name: self.name,
+        }
     }
 
     fn saying(mut self, message: String) -> Self {
@@ -161,6 +178,8 @@ impl Fault {
             Self::UnknownModel(_) | Self::UnknownRoute | Self::MethodNotAllowed(_) | Self::RouteRefused => {
                 self.row_of_route()
             }
+            Self::Denied(denied) => Self::row_of_denied(*denied),
+            Self::Limited(reason, seconds) => Self::row_of_limited(*reason, *seconds),
             Self::NoPod(_)
             | Self::Full(_)
             | Self::Queue(_)
@@ -232,6 +251,27 @@ impl Fault {
         }
     }
 
+    fn row_of_denied(denied: Denied) -> Row {
+        let text = match denied {
+            Denied::Missing => "No API key was given. Send it as `Authorization: Bearer KEY` or as `x-api-key`.",
+            Denied::Unknown => "This API key is not valid.",
+        };
+        let mut row = Row::new(401, "authentication_error", text, Cause::RefusedCaller).refused(denied.as_str(), None);
+        row.name = Some("invalid_api_key");
+        row
+    }
+
+    fn row_of_limited(reason: Reason, seconds: u32) -> Row {
+        let what = match reason {
+            Reason::TenantConcurrentLimit => "requests at once",
+            Reason::TenantRequestsLimit => "requests per minute",
+            _ => "tokens per minute",
+        };
+        Row::new(429, "RateLimitError", "", Cause::RefusedTenant)
+            .saying(format!("Your limit of {what} is reached. Try again in {seconds} s."))
+            .refused(reason.as_str(), Some(seconds))
+    }
+
     fn row_of_refusal(&self) -> Row {
         match self {
             Self::NoPod(why) => {
@@ -298,19 +338,13 @@ impl Fault {
         if row.kind.is_empty() {
             return Bytes::from(format!("{{\"detail\":\"{}\"}}", row.message));
         }
-        error_body(
-            shape,
-            &ErrorText { message: &row.message, kind: row.kind, param: row.param.as_deref(), code: row.status },
-        )
+        error_body(shape, &row.text())
     }
 
     /// The one event that tells a client its stream failed.
     pub fn event(&self, api: Api) -> Bytes {
         let row = self.row();
-        error_event(
-            api,
-            &ErrorText { message: &row.message, kind: row.kind, param: row.param.as_deref(), code: row.status },
-        )
+        error_event(api, &row.text())
     }
 }
 
@@ -342,6 +376,9 @@ mod tests {
             (Fault::RouteRefused, 403, Some("route_refused"), false),
             (Fault::NoPod("no_pods"), 503, Some("no_pods"), false),
             (Fault::Full("model_requests"), 429, Some("model_requests"), false),
+            (Fault::Denied(Denied::Missing), 401, Some("key_missing"), false),
+            (Fault::Denied(Denied::Unknown), 401, Some("key_unknown"), false),
+            (Fault::Limited(Reason::TenantTokensLimit, 7), 429, Some("tenant_tokens_limit"), false),
             (Fault::Memory, 503, Some("memory"), true),
             (Fault::Poisoned, 500, Some("request_poisoned"), false),
             (Fault::ConnectFailed, 503, Some("no_endpoint"), false),
@@ -362,7 +399,8 @@ mod tests {
             assert_eq!(row.retry_after_s.is_some(), needs_retry_after, "{fault:?}");
             let open_ai: serde_json::Value = serde_json::from_slice(&fault.body(Shape::OpenAi)).unwrap();
             if open_ai.get("detail").is_none() {
-                assert_eq!(open_ai["error"]["code"], status, "{fault:?}");
+                let code = row.name.map_or_else(|| status.into(), serde_json::Value::from);
+                assert_eq!(open_ai["error"]["code"], code, "{fault:?}");
                 let anthropic: serde_json::Value = serde_json::from_slice(&fault.body(Shape::Anthropic)).unwrap();
                 assert_eq!(anthropic["type"], "error", "{fault:?}");
             }

@@ -1,17 +1,18 @@
 //! What the data path goes by, resolved from configuration: limits, times, trust, names. Replaced whole on a reload.
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderName};
 
 use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
 use crate::base::ModelName;
 use crate::disagg;
-use crate::flow::{GateSettings, RetrySettings, SloSettings};
+use crate::flow::{CLASS_HEADERS, GateSettings, Keys, RetrySettings, SloSettings, Tenants};
 
 /// Times allowed towards pods, per model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub struct Rules {
     pub memory_bytes_max: u64,
     /// Networks of proxies, whose forwarding fields are believed.
     pub proxies: Vec<Network>,
-    /// Networks of callers who may choose ranks and see decisions.
+    /// Networks of callers who may choose ranks and classes and see decisions.
     pub callers: Vec<Network>,
     /// Origin whose pages may read the gate's own answers; `*` means every origin.
     pub allow_origin: Option<HeaderValue>,
@@ -96,6 +97,14 @@ pub struct Rules {
     pub retry: RetrySettings,
     /// What the gate holds at once.
     pub bounds: GateSettings,
+    /// Clients' keys; `None`: nobody is asked for one.
+    pub keys: Option<Arc<Keys>>,
+    /// What tenants may do.
+    pub tenants: Tenants,
+    /// Fields that may name a class, the first that is there counts.
+    pub class_headers: Vec<HeaderName>,
+    /// Tenants do not find each other's prompts in the pods' caches.
+    pub isolates_tenants: bool,
     /// Prefill and decode on two pods.
     pub disagg: disagg::Settings,
     /// How long new connections are taken after a shutdown began.
@@ -129,6 +138,10 @@ impl Default for Rules {
             is_client_logged: false,
             retry: RetrySettings::default(),
             bounds: GateSettings::default(),
+            keys: None,
+            tenants: Tenants::default(),
+            class_headers: CLASS_HEADERS.map(HeaderName::from_static).to_vec(),
+            isolates_tenants: false,
             disagg: disagg::Settings::default(),
             drain_accept: Duration::from_secs(5),
             drain_max: Duration::from_mins(5),

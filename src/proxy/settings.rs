@@ -244,7 +244,8 @@ impl Timeouts {
 pub struct Trust {
     /// Networks of proxies in front of the gate, as `10.0.0.0/8`. Only their `X-Forwarded-For` and `Forwarded` are believed.
     pub proxies: Vec<Network>,
-    /// Networks of trusted callers. They may ask for decisions and choose a data-parallel rank.
+    /// Networks of trusted callers. They may ask for decisions, and choose a data-parallel rank and
+    /// any class.
     pub callers: Vec<Network>,
 }
 

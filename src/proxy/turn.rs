@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Sleep;
 
+use super::attempt::{Trial, Tried};
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::intake::Facts;
@@ -111,7 +112,7 @@ impl Exchange {
         if let Some(permit) = &self.permit {
             permit.commit();
         }
-        let ended = Box::pin(self.legs(facts, pair, tried, alarm)).await;
+        let ended = self.legs(facts, pair, tried, alarm).await;
         self.let_go();
         ended
     }
@@ -129,8 +130,25 @@ impl Exchange {
         }
     }
 
+    /// One attempt, unless the pod is wanted for somebody else before anything reached the client: then `None`.
+    pub(super) async fn attempt_unless(
+        &mut self,
+        recalled: impl Future<Output = ()>,
+        facts: &Facts,
+        choice: &Choice,
+        trial: &mut Trial<'_>,
+        alarm: Pin<&mut Sleep>,
+    ) -> Result<Option<Tried>, End> {
+        let tried = tokio::select! {
+            biased;
+            tried = self.attempt(facts, choice, trial, alarm) => Some(tried?),
+            () = recalled => None,
+        };
+        Ok(tried.filter(|_| !self.was_recalled()))
+    }
+
     /// Whether the permit was taken back.
-    pub(super) fn was_recalled(&self) -> bool {
+    fn was_recalled(&self) -> bool {
         self.permit.as_ref().is_some_and(Permit::was_recalled)
     }
 
@@ -161,7 +179,7 @@ impl Exchange {
             pool: Pool { model: facts.account.clone(), is_prefill },
             class,
             tenant: Arc::clone(&facts.caller.tenant),
-            weight: 1.0,
+            weight: self.identity.policy.weight,
             cost_us: cost_us(step, prompt, choice.hit, output),
             kv: Tokens(prompt.0 + (0.5 * output) as u64),
             places: choice.places.iter().map(|(pod, hit)| (*pod, prefill_us(*hit))).collect(),
