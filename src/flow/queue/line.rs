@@ -60,6 +60,8 @@ pub(super) struct Line {
     is_shortest_first: bool,
     cost_us: u64,
     bytes: u64,
+    /// Least KV that any needs who came since nobody waited \[tokens\].
+    least_kv: u64,
 }
 
 impl Line {
@@ -75,6 +77,10 @@ impl Line {
         self.cost_us
     }
 
+    pub(super) const fn least_kv(&self) -> u64 {
+        self.least_kv
+    }
+
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -87,6 +93,7 @@ impl Line {
         let (ticket, wish) = (waiting.wish.ticket, &waiting.wish);
         self.cost_us += wish.cost_us;
         self.bytes += wish.body_bytes;
+        self.least_kv = if self.waiting.is_empty() { wish.kv.0 } else { self.least_kv.min(wish.kv.0) };
         let tenant = self.tenants.entry(Arc::clone(&wish.tenant)).or_default();
         if tenant.by_deadline.is_empty() {
             tenant.start = self.virtual_time.max(self.resting.remove(&wish.tenant).unwrap_or(0));

@@ -30,8 +30,8 @@ use std::time::Duration;
 use line::Waiting;
 
 use pool::{Key, Lines};
-use room::Shut;
 pub use room::{EngineState, Room};
+use room::{LOOK_EVERY, Shut};
 pub use settings::{ClassRules, ClassSettings, Classes, QueueSettings, WhenFull};
 
 pub use wish::{Backlog, Effect, Event, Pool, Rooms, Wish};
@@ -42,9 +42,6 @@ use crate::base::{Mono, PodId, Rng, Tokens};
 
 /// Part of a ticket's time that it may be passed over.
 const SKIP_SHARE: f64 = 0.25;
-/// A shut pod for which somebody waits is looked at this often, whatever happens; and never more often than that.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-const LOOK_MIN: Duration = Duration::from_millis(1);
 /// Pods that a ticket looks at when it comes, beside its best.
 const LOOKS: usize = 8;
 /// One that lacks KV for so long has a pod kept for it \[seconds\].
@@ -188,7 +185,9 @@ impl Queue {
             if !matches!(self.places.get(&ticket), Some(Place::Waits(..))) {
                 break;
             }
-            self.fill(now, pod, rooms);
+            if self.is_wanted(now, ticket, pod, rooms) {
+                self.fill(now, pod, rooms);
+            }
         }
     }
 
@@ -203,6 +202,22 @@ impl Queue {
         let Some(room) = rooms.room(pod, now) else { return self.is_out(&wish.pool, now, rooms) };
         let lines = self.pools.entry(Pool::clone(&wish.pool)).or_insert_with(Lines::new);
         self.yard.fits(&Look { now, pod, room, rooms }, wish, lines).is_ok()
+    }
+
+    /// Whether a pod has room for one that just came. Those before it were offered to the pod when it last changed; if it has none it
+    /// is looked at again.
+    fn is_wanted(&mut self, now: Mono, ticket: TicketId, pod: PodId, rooms: &dyn Rooms) -> bool {
+        let Some(Place::Waits(pool, class)) = self.places.get(&ticket) else { return false };
+        let Some(lines) = self.pools.get(pool) else { return false };
+        let Some(waiting) = lines.line(*class).and_then(|line| line.get(ticket)) else { return false };
+        let Some(room) = rooms.room(pod, now) else { return false };
+        match self.yard.wants(&Look { now, pod, room, rooms }, &waiting.wish, lines) {
+            Ok(()) => true,
+            Err(shut) => {
+                self.look_later(pod, now.after(shut.look_after()));
+                false
+            }
+        }
     }
 
     /// Puts it into its line; pods beside its best ones that it may look at.
@@ -270,9 +285,7 @@ impl Queue {
                 Ok(Some((name, key))) => self.send(now, &name, key, pod),
                 Ok(None) => return,
                 Err(shut) => {
-                    let after =
-                        if let Shut::Queue(wait_s) = shut { Duration::from_secs_f64(wait_s) } else { LOOK_EVERY };
-                    return self.look_later(pod, now.after(after.clamp(LOOK_MIN, LOOK_EVERY)));
+                    return self.look_later(pod, now.after(shut.look_after()));
                 }
             }
         }

@@ -6,7 +6,13 @@
 //! The window grows by one when as many first tokens came in time as it is wide, and is halved when some are overdue, as TCP
 //! does it: an engine that runs as many sequences as it may lets the next ones wait, and that is seen without any reading. A
 //! pod with nothing in flight takes anything.
+use std::time::Duration;
+
 use crate::base::Tokens;
+
+/// A shut pod for which somebody waits is looked at this often, whatever happens; and never more often than that.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_MIN: Duration = Duration::from_millis(1);
 
 /// Bounds of the factor of `theta`.
 const FACTOR: (f64, f64) = (0.25, 4.0);
@@ -90,6 +96,16 @@ pub(super) enum Shut {
     Slots,
     /// Until something there ends.
     Kv,
+    /// Not for this request; others may go.
+    Own,
+}
+
+impl Shut {
+    /// When to look again, if nothing happens before.
+    pub(super) fn look_after(self) -> Duration {
+        let after = if let Self::Queue(wait_s) = self { Duration::from_secs_f64(wait_s) } else { LOOK_EVERY };
+        after.clamp(LOOK_MIN, LOOK_EVERY)
+    }
 }
 
 /// What was learnt of how much a pod takes.
@@ -160,13 +176,18 @@ impl Valve {
             Shut::Slots
         } else if wait_s > theta_s {
             Shut::Queue(wait_s - theta_s)
-        } else if room.occupied + promised.tokens + tokens.0 as f64 > fill_share * self.fill * room.capacity {
+        } else if tokens.0 as f64 > self.free(room, promised, fill_share) {
             Shut::Kv
         } else {
             return Ok(());
         };
         self.was_shut = true;
         Err(shut)
+    }
+
+    /// KV that may still be filled \[tokens\].
+    pub(super) fn free(&self, room: &Room, promised: &Promised, fill_share: f64) -> f64 {
+        fill_share * self.fill * room.capacity - room.occupied - promised.tokens
     }
 
     /// A first token came; `room` is what is known after it.

@@ -54,20 +54,20 @@ impl Yard {
             || wish.tried.contains(&look.pod)
             || self.is_long(wish, look.pod) && lines.long >= self.long_max(lines)
         {
-            return Err(Shut::Slots);
+            return Err(Shut::Own);
         }
         let (theta_s, fill) = (self.classes.of(wish.class).pod_wait_max_s, self.settings.kv_fill_share);
         let state = self.pods.entry(look.pod).or_default();
         if state.kept_for.is_some_and(|ticket| ticket != wish.ticket) {
-            return Err(Shut::Kv);
+            return Err(Shut::Own);
         }
         state.valve.try_open(&look.room, &state.promised, theta_s, wish.kv, fill)?;
         let Some(partner) = wish.partner else { return Ok(()) };
-        let Some(room) = look.rooms.room(partner, look.now) else { return Err(Shut::Kv) };
+        let Some(room) = look.rooms.room(partner, look.now) else { return Err(Shut::Own) };
         let state = self.pods.entry(partner).or_default();
         // Nothing is prefilled there.
         let (room, promised) = (Room { wait_s: 0.0, ..room }, Promised { wait_s: 0.0, ..state.promised });
-        state.valve.try_open(&room, &promised, theta_s, wish.kv, fill)
+        state.valve.try_open(&room, &promised, theta_s, wish.kv, fill).map_err(|_| Shut::Own)
     }
 
     /// Whether its prefill is long there, of those that only some pods may have at once.
@@ -77,6 +77,22 @@ impl Yard {
 
     fn long_max(&self, lines: &Lines) -> u32 {
         (self.settings.long_prefill_pods_share * lines.pods.len() as f64).floor().max(1.0) as u32
+    }
+
+    /// Whether a request that just came would be taken by a pod that took nobody before.
+    pub(super) fn wants(&mut self, look: &Look<'_>, wish: &Wish, lines: &Lines) -> Result<(), Shut> {
+        let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
+        if is_idle || wish.prefill_us(look.pod) <= wish.best_us() {
+            self.fits(look, wish, lines)
+        } else {
+            Err(Shut::Own)
+        }
+    }
+
+    fn free(&mut self, look: &Look<'_>) -> f64 {
+        let fill = self.settings.kv_fill_share;
+        let state = self.pods.entry(look.pod).or_default();
+        state.valve.free(&look.room, &state.promised, fill)
     }
 
     /// The next one of a class for a pod. `Err`: somebody would go there if there were room.
@@ -90,7 +106,9 @@ impl Yard {
             match self.fits(look, &head.wish, lines) {
                 Ok(()) => return Ok(Some(head.wish.ticket)),
                 // The same for everybody in the class.
-                Err(why @ Shut::Queue(_)) => return Err(why),
+                Err(why @ (Shut::Queue(_) | Shut::Slots)) => return Err(why),
+                // And nobody there needs less.
+                Err(Shut::Kv) if self.free(look) < line.least_kv() as f64 => return Err(Shut::Kv),
                 Err(why) => shut = Some(why),
             }
         }
