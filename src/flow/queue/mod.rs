@@ -44,8 +44,11 @@ use crate::base::{Mono, PodId, Rng, Tokens};
 const SKIP_SHARE: f64 = 0.25;
 /// Pods that a ticket looks at when it comes, beside its best.
 const LOOKS: usize = 8;
-/// One that lacks KV for so long has a pod kept for it \[seconds\].
+/// One that needs more than this part of a pod's KV, and lacks it for so long, has a pod kept for it.
+const LARGE: f64 = 0.25;
 const KEEP_AFTER: Duration = Duration::from_secs(2);
+/// The look at half of a ticket's time may be late by so much.
+const LATE_LOOK: Duration = Duration::from_millis(10);
 /// Bounds of a `Retry-After` \[seconds\].
 const RETRY_AFTER_S: (f64, f64) = (1.0, 600.0);
 
@@ -227,9 +230,7 @@ impl Queue {
         let due = now.after(saves.min(wish.slack().mul_f64(SKIP_SHARE)));
         let (ticket, name, class) = (wish.ticket, Pool::clone(&wish.pool), wish.class);
         let last = wish.arrived.after(self.yard.classes.of(class).wait_max());
-        let half = wish.arrived.after(wish.slack() / 2);
-        let check = if wish.is_promised && half > now { half.min(last) } else { last };
-        let check = check.max(Mono(now.0 + 1));
+        let check = wish.check_at(now, now, last);
         self.timers.insert((check, Timer::Ticket(ticket)));
         let lines = self.pools.entry(Pool::clone(&name)).or_insert_with(Lines::new);
         let mark = lines.served_us(class) + lines.ahead_us(class);
@@ -395,7 +396,7 @@ impl Queue {
             if let Some(gone) = self.pools.get_mut(&name).and_then(|lines| lines.line_mut(class)?.remove(ticket)) {
                 self.unlisted(now, &name, &gone);
             }
-            for pod in self.yard.let_go(ticket) {
+            if let Some(pod) = self.yard.let_go(ticket) {
                 self.fill(now, pod, rooms);
             }
         } else {
@@ -438,6 +439,8 @@ impl Queue {
             return;
         }
         self.pools.entry(name).or_insert_with(Lines::new).pods.clone_from(&pods);
+        let pools = &self.pools;
+        self.yard.forget(|pod| pools.values().any(|lines| lines.pods.binary_search(&pod).is_ok()));
         for pod in pods {
             self.fill(now, pod, rooms);
         }
@@ -504,24 +507,33 @@ impl Queue {
         let left_s = lines.time_for(waiting.mark.saturating_sub(lines.served_us(class)));
         let first_s = now.since(wish.arrived).as_secs_f64() + left_s + wish.best_us() as f64 / 1e6;
         let bound_s = settings.refuse_beyond * wish.slack().as_secs_f64();
-        let is_hopeless = wish.is_promised && !wish.is_again && settings.refuse_beyond > 0.0 && first_s > bound_s;
+        // Who waited for more than half of his time has not been told to come back, and is not any more.
+        let is_early = now.since(wish.arrived) <= wish.slack() / 2 + LATE_LOOK;
+        let may_refuse = is_early && wish.is_promised && !wish.is_again && settings.refuse_beyond > 0.0;
+        let is_hopeless = may_refuse && first_s > bound_s;
         if is_hopeless {
             return self.refuse(now, ticket, Reason::PredictedLate);
         }
         let (lacks_room, kept) = (now.since(waiting.since) >= KEEP_AFTER, wish.places.first().map(|(pod, _)| *pod));
         let is_large = |room: Room| wish.kv.0 as f64 + room.occupied > room.capacity;
+        let (next, is_top) =
+            (wish.check_at(now, waiting.since, until), class == Class::Interactive && wish.is_promised);
+        let is_large = |room: Room| wish.kv.0 as f64 > LARGE * room.capacity && is_large(room);
         let keeps = lacks_room && kept.and_then(|pod| rooms.room(pod, now)).is_some_and(is_large);
-        let (next, is_top) = (until, class == Class::Interactive && wish.is_promised);
+        let pool = Pool::clone(&wish.pool);
         if let Some(line) = lines.line_mut(class) {
             line.check_again(ticket, next);
             self.timers.insert((next, Timer::Ticket(ticket)));
         }
-        if let Some(pod) = kept.filter(|pod| keeps && !self.yard.is_kept(*pod)) {
-            self.yard.keep(pod, ticket);
+        if let Some(pod) = kept.filter(|_| keeps) {
+            self.yard.keep(pod, ticket, class);
         }
         // The last that was granted of the last class makes room, if nothing of it was committed.
-        let victim = if is_top { self.recallable.pop_last() } else { None };
-        if let Some(ticket) = victim {
+        let is_here =
+            |ticket: &&TicketId| matches!(self.places.get(*ticket), Some(Place::Granted(one)) if one.pool == pool);
+        let victim = self.recallable.iter().rev().take(LOOKS * LOOKS).find(is_here).copied();
+        if let Some(ticket) = victim.filter(|_| is_top) {
+            self.recallable.remove(&ticket);
             self.effects.push(Effect::Recall(ticket));
         }
     }

@@ -260,19 +260,41 @@ fn a_ticket_waits_for_its_warm_pod_as_long_as_that_pays_and_no_pod_idles() {
 
 #[test]
 fn a_blocked_head_blocks_nobody_and_a_large_one_has_a_pod_emptied() {
-    let mut world = World::new(queue(1));
-    (0..5).for_each(|number| world.ask(wish(number, Class::Standard, world.now)));
-    world.pass(Duration::from_secs(1));
-    world.ask(Wish { kv: Tokens(9_000), is_promised: true, ..wish(10, Class::Standard, world.now) });
-    world.ask(wish(11, Class::Standard, world.now));
-    assert_eq!(world.order(), [0, 1, 2, 3, 4, 11]);
-    world.pass(Duration::from_secs(6));
-    world.ask(wish(12, Class::Standard, world.now));
-    assert_eq!(world.order().len(), 6, "the pod is kept for the large one");
-    (0..12).for_each(|number| world.end(TicketId(number)));
-    assert_eq!(world.order()[6..], [10]);
-    world.end(TicketId(10));
-    assert_eq!(world.order()[7..], [12]);
+    for is_promised in [true, false] {
+        let mut world = World::new(queue(1));
+        (0..5).for_each(|number| world.ask(wish(number, Class::Standard, world.now)));
+        world.pass(Duration::from_secs(1));
+        world.ask(Wish { kv: Tokens(9_000), is_promised, ..wish(10, Class::Standard, world.now) });
+        world.ask(wish(11, Class::Standard, world.now));
+        assert_eq!(world.order(), [0, 1, 2, 3, 4, 11]);
+        world.pass(Duration::from_secs(6));
+        world.ask(wish(12, Class::Standard, world.now));
+        assert_eq!(world.order().len(), 6, "the pod is kept for the large one");
+        world.ask(wish(13, Class::Interactive, world.now));
+        assert_eq!(world.order()[6..], [13], "but not against the first class");
+        (0..14).filter(|number| *number != 12).for_each(|number| world.end(TicketId(number)));
+        assert_eq!(world.order()[7..], [10]);
+        world.end(TicketId(10));
+        assert_eq!(world.order()[8..], [12]);
+    }
+}
+
+#[test]
+fn a_pod_that_was_kept_is_open_again_once_its_ticket_went_elsewhere() {
+    let mut world = World::new(queue(2));
+    let full = |number: u64, pod: u32, now| Wish {
+        kv: Tokens(9_000),
+        places: vec![(PodId(pod), 100_000)],
+        ..wish(number, Class::Standard, now)
+    };
+    world.ask(full(0, 0, world.now));
+    world.ask(full(1, 1, world.now));
+    world.ask(full(2, 0, world.now));
+    world.pass(Duration::from_secs(3));
+    world.end(TicketId(1));
+    assert_eq!(world.granted.last(), Some(&(TicketId(2), PodId(1))));
+    world.ask(Wish { kv: Tokens(100), ..full(3, 0, world.now) });
+    assert_eq!(world.granted.last(), Some(&(TicketId(3), PodId(0))));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::KEEP_AFTER;
 use super::room::{EngineState, Room};
 use crate::base::{ModelName, Mono, PodId, Tokens};
 use crate::flow::{Class, Refusal, TicketId};
@@ -66,6 +67,14 @@ impl Wish {
     /// Cost as it is charged to its tenant \[microseconds ÷ weight\].
     pub(super) fn share_us(&self, cost_us: u64) -> u64 {
         (cost_us as f64 / self.weight.max(1e-6)) as u64
+    }
+
+    /// When it is looked at next, if it waits since then and may wait until `last`: at half of what was promised, when it has waited so
+    /// long that a pod may be kept for it, and at the end.
+    pub(super) fn check_at(&self, now: Mono, since: Mono, last: Mono) -> Mono {
+        let half = self.is_promised.then(|| self.arrived.after(self.slack() / 2));
+        let next = half.into_iter().chain([since.after(KEEP_AFTER)]).filter(|at| *at > now).min();
+        next.map_or(last, |at| at.min(last)).max(Mono(now.0 + 1))
     }
 
     pub(super) fn slack(&self) -> Duration {

@@ -18,8 +18,8 @@ struct Pod {
     valve: Valve,
     /// When it is looked at next.
     look: Option<Mono>,
-    /// For whom it is kept.
-    kept_for: Option<TicketId>,
+    /// For whom it is kept, against his class and those behind it.
+    kept_for: Option<(TicketId, Class)>,
 }
 
 /// See the file.
@@ -28,6 +28,8 @@ pub(super) struct Yard {
     pub(super) settings: QueueSettings,
     pub(super) classes: Classes,
     pods: HashMap<PodId, Pod>,
+    /// Pods that are kept.
+    kept: HashMap<TicketId, PodId>,
 }
 
 /// One look at a pod.
@@ -44,7 +46,7 @@ type Match = Option<(u64, TicketId)>;
 
 impl Yard {
     pub(super) fn new(settings: QueueSettings, classes: Classes) -> Self {
-        Self { settings, classes, pods: HashMap::new() }
+        Self { settings, classes, pods: HashMap::new(), kept: HashMap::new() }
     }
 
     /// Whether a request could go to a pod now.
@@ -58,7 +60,7 @@ impl Yard {
         }
         let (theta_s, fill) = (self.classes.of(wish.class).pod_wait_max_s, self.settings.kv_fill_share);
         let state = self.pods.entry(look.pod).or_default();
-        if state.kept_for.is_some_and(|ticket| ticket != wish.ticket) {
+        if state.kept_for.is_some_and(|(ticket, class)| ticket != wish.ticket && wish.class >= class) {
             return Err(Shut::Own);
         }
         state.valve.try_open(&look.room, &state.promised, theta_s, wish.kv, fill)?;
@@ -148,9 +150,7 @@ impl Yard {
     pub(super) fn promise(&mut self, pod: PodId, ticket: TicketId, wait_s: f64, kv: Tokens) {
         let state = self.pods.entry(pod).or_default();
         state.promised.add(wait_s, kv);
-        if state.kept_for == Some(ticket) {
-            state.kept_for = None;
-        }
+        self.let_go(ticket);
     }
 
     /// What was granted there counts elsewhere now, or is over.
@@ -160,24 +160,28 @@ impl Yard {
         }
     }
 
-    /// Keeps a pod for a ticket until it goes there.
-    pub(super) fn keep(&mut self, pod: PodId, ticket: TicketId) {
-        self.pods.entry(pod).or_default().kept_for.get_or_insert(ticket);
+    /// Keeps a pod for a ticket until it goes to some pod; a pod that is kept already stays as it is.
+    pub(super) fn keep(&mut self, pod: PodId, ticket: TicketId, class: Class) {
+        let state = self.pods.entry(pod).or_default();
+        if state.kept_for.is_none() {
+            state.kept_for = Some((ticket, class));
+            self.kept.insert(ticket, pod);
+        }
     }
 
-    /// Nobody keeps a pod for this ticket any more; the pods that were kept.
-    pub(super) fn let_go(&mut self, ticket: TicketId) -> Vec<PodId> {
-        let kept = self.pods.iter_mut().filter(|(_, state)| state.kept_for == Some(ticket));
-        kept.map(|(pod, state)| {
+    /// Forgets pods that are gone, once nothing is promised there.
+    pub(super) fn forget(&mut self, is_there: impl Fn(PodId) -> bool) {
+        self.pods.retain(|pod, state| is_there(*pod) || state.promised.requests > 0);
+        self.kept.retain(|_, pod| is_there(*pod));
+    }
+
+    /// No pod is kept for this ticket any more; the one that was.
+    pub(super) fn let_go(&mut self, ticket: TicketId) -> Option<PodId> {
+        let pod = self.kept.remove(&ticket)?;
+        if let Some(state) = self.pods.get_mut(&pod) {
             state.kept_for = None;
-            *pod
-        })
-        .collect()
-    }
-
-    /// Whether a pod is kept for somebody.
-    pub(super) fn is_kept(&self, pod: PodId) -> bool {
-        self.pods.get(&pod).is_some_and(|state| state.kept_for.is_some())
+        }
+        Some(pod)
     }
 
     /// A first token came there.
