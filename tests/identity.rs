@@ -138,7 +138,8 @@ async fn keys_are_read_again_and_a_bad_file_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn models_that_are_not_allowed_do_not_exist() {
     let keys = KeysFile::new(&[(A, "a"), (B, "b")]);
-    let yaml = keys.yaml("  tenants: {a: {models: [fast]}}", "models: {tuned: {aliases: [fast]}}");
+    let more = "models: {tuned: {aliases: [fast]}}\nlisten: {paths: {allow: [/my/*]}}";
+    let yaml = keys.yaml("  tenants: {a: {models: [fast]}}", more);
     let (gate, fleet) = start(&yaml).await;
     let names = |answer: &Answer| {
         let list = answer.json();
@@ -161,6 +162,14 @@ async fn models_that_are_not_allowed_do_not_exist() {
     assert_eq!(post(gate.addr(), CHAT, &bearer(A), unnamed).await.status, 404);
     assert_eq!(post(gate.addr(), CHAT, &bearer(B), unnamed).await.status, 200);
     assert_eq!(fleet.pods[0].served().len(), 5);
+    for body in [unnamed, "", "x", "[1]", r#"{"model":"sim"}"#, r#"{"model":"nothing"}"#] {
+        assert_eq!(post(gate.addr(), "/my/own", &bearer(A), body).await.status, 404, "{body}");
+        assert_ne!(
+            post(gate.addr(), "/my/own", &bearer(B), body).await.header("x-tidegate-reason"),
+            Some("model_unknown")
+        );
+    }
+    assert_eq!(fleet.pods[0].served().len(), 5 + 6);
     gate.finish().await;
 }
 

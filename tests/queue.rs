@@ -9,13 +9,16 @@
 )]
 mod kit;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use kit::line::Line;
 use kit::wire::connect;
-use kit::{Gate, chat, post, request};
+use kit::{Answer, Gate, chat, post, request};
 use tidegate::sim::engine::EngineSettings;
 use tidegate::sim::http::{Fleet, SimConfig};
 use tokio::io::AsyncWriteExt;
+use tokio::task::JoinHandle;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -29,14 +32,20 @@ fn running(fleet: &Fleet) -> u64 {
     fleet.pods.iter().map(tidegate::sim::http::SimPod::running).sum()
 }
 
+/// So many clients at once, each with a prompt of its own.
+fn ask_all(gate: SocketAddr, count: u32, tokens: u32) -> Vec<JoinHandle<Answer>> {
+    let ask =
+        move |number: u32| async move { post(gate, CHAT, "", &chat("sim", &format!("{number}"), true, tokens)).await };
+    (0..count).map(|number| tokio::spawn(ask(number))).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn engines_keep_nobody_waiting_and_nobody_is_lost() {
     let (gate, fleet) = narrow(2, "").await;
     let addr = gate.addr();
-    let ask = |number: u32| async move { post(addr, CHAT, "", &chat("sim", &format!("{number}"), true, 20)).await };
-    let asked: Vec<_> = (0..24).map(|number| tokio::spawn(ask(number))).collect();
+    let asked = ask_all(addr, 24, 20);
     let mut most = 0;
-    while !asked.iter().all(tokio::task::JoinHandle::is_finished) {
+    while !asked.iter().all(JoinHandle::is_finished) {
         most = most.max(running(&fleet));
         tokio::task::yield_now().await;
     }
@@ -99,8 +108,7 @@ async fn who_leaves_while_waiting_is_never_sent() {
 async fn too_many_are_refused_with_the_time_to_come_back() {
     let (gate, _fleet) = narrow(1, "flow: {classes: {standard: {requests_max: 3}}}").await;
     let addr = gate.addr();
-    let ask = |number: u32| async move { post(addr, CHAT, "", &chat("sim", &format!("{number}"), true, 60)).await };
-    let asked: Vec<_> = (0..16).map(|number| tokio::spawn(ask(number))).collect();
+    let asked = ask_all(addr, 16, 60);
     let (mut good, mut refused) = (0, 0);
     for one in asked {
         let answer = one.await.unwrap();
@@ -146,8 +154,7 @@ async fn what_would_come_too_late_is_refused_at_once() {
 async fn switched_off_all_go_at_once() {
     let (gate, fleet) = narrow(1, "flow: {queue: {enabled: false}}").await;
     let addr = gate.addr();
-    let ask = |number: u32| async move { post(addr, CHAT, "", &chat("sim", &format!("{number}"), true, 60)).await };
-    let asked: Vec<_> = (0..12).map(|number| tokio::spawn(ask(number))).collect();
+    let asked = ask_all(addr, 12, 60);
     gate.eventually("all at the pod", || running(&fleet) == 12).await;
     for one in asked {
         assert_eq!(one.await.unwrap().status, 200);
@@ -181,4 +188,37 @@ async fn the_first_class_does_not_wait_behind_the_others_and_they_still_get_thei
         assert!(gate.metric(&format!("tidegate_queue_wait_seconds_count{{class=\"{class}\"}}")).await > 0.0);
     }
     gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_class_gives_way_before_its_first_token_and_is_served_later() {
+    let classes = "{default: {class: standard, classes: [interactive, standard, batch]}}";
+    let (gate, fleet) = narrow(1, &format!("flow: {{tenants: {classes}}}")).await;
+    let addr = gate.addr();
+    let ask = |fields: &'static str, prompt: &'static str, tokens| {
+        tokio::spawn(async move { post(addr, CHAT, fields, &chat("sim", prompt, true, tokens)).await })
+    };
+    let (batch, first) =
+        ("x-tidegate-class: batch\r\n", "x-tidegate-class: interactive\r\nx-tidegate-ttft-slo-ms: 400\r\n");
+    // Two run for long, two wait in the engine: nobody else is sent there.
+    let mut running = Vec::new();
+    for prompt in ["a", "b"] {
+        let mut line = Line::ask(addr, &request(CHAT, batch, &chat("sim", prompt, true, 300))).await;
+        line.until("\"content\":\"").await;
+        running.push(line);
+    }
+    let mut asked = Vec::new();
+    for (number, prompt) in ["c", "d"].into_iter().enumerate() {
+        asked.push(ask(batch, prompt, 5));
+        gate.eventually("it is there", || fleet.pods[0].served().len() == number + 3).await;
+    }
+    let urgent = ask(first, "urgent", 5);
+    gate.metric_reaches("tidegate_queue_total{outcome=\"recalled\"}", 1.0).await;
+    for one in asked.into_iter().chain([urgent]) {
+        let answer = one.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    drop(running);
+    let lines = gate.finish().await;
+    assert!(lines.iter().all(|line| line["attempts"] == 1), "being taken back is no attempt: {lines:?}");
 }

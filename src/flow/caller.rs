@@ -32,6 +32,15 @@ impl Class {
         }
     }
 
+    /// Time to the first token by which requests without a promise are ordered \[seconds\].
+    pub const fn order_s(self) -> f64 {
+        match self {
+            Self::Interactive => 5.0,
+            Self::Standard => 30.0,
+            Self::Batch => 600.0,
+        }
+    }
+
     /// Worth of a second before the first token against one after it, for the ranking: 5 to 1.
     pub const fn urgency(self) -> f64 {
         match self {

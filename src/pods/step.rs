@@ -5,6 +5,8 @@
 //! A reader may see constants of two publications mixed; they differ by little. Before the first sample they are the prior.
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use crate::base::Tokens;
+
 /// Tokens that one step takes at most; what vLLM calls `max_num_batched_tokens`, with a usual value.
 pub const STEP_TOKENS: u64 = 8_192;
 
@@ -39,6 +41,11 @@ impl StepTime {
     #[inline]
     pub fn decode(&self, sequences: f64, context: f64) -> f64 {
         self.a + self.c * sequences + self.d * context
+    }
+
+    /// Seconds of a pod that a whole request takes: its prefill, and the part of the steps that `output` tokens are decoded in.
+    pub fn request(&self, prompt: Tokens, cached: Tokens, output: f64) -> f64 {
+        self.prefill(prompt.less(cached).0, cached.0) + output * (self.c + self.d * prompt.0 as f64)
     }
 
     /// The constants of a pod that takes `factor` times as long.

@@ -296,7 +296,9 @@ impl Exchange {
                 },
             };
             let (permit, choice) = self.turn(facts, choice, None, &tried, alarm.as_mut()).await?;
+            let recalled = self.hold(permit);
             let Some(health) = Attempt::begin(&choice.pod, now(), choice.leave) else {
+                self.let_go_unused();
                 tried.push(choice.pod.id);
                 continue;
             };
@@ -306,13 +308,12 @@ impl Exchange {
             self.in_flight.model().attempt();
             let mut trial = Trial::begin(&self.gate, facts, &choice, health);
             let started = trial.started;
-            let recalled = self.hold(permit);
+            self.booked();
             let failed = match self.attempt_unless(recalled, facts, &choice, &mut trial, alarm.as_mut()).await? {
                 // Closing the connection has aborted it; it waits again.
                 None => {
-                    self.gate.metrics.queue_outcomes.inc("recalled");
                     drop(trial);
-                    self.let_go();
+                    self.taken_back(started, alarm.as_mut());
                     continue;
                 }
                 Some(Tried::Done(usage, outcome)) => {

@@ -268,20 +268,26 @@ impl Exchange {
     /// too; so an object that can't be read is refused, since a pod may read it otherwise.
     fn facts_of_allowed(&self, body: &Bytes) -> Result<Facts, End> {
         let head = self.client.head();
-        let opaque = |body: Bytes| Facts::opaque(head, body, None, self.gate.prefix_secret);
+        let opaque = |body: Bytes| {
+            let caller = self.identity.caller.clone();
+            Facts { caller, ..Facts::opaque(head, body, None, self.gate.prefix_secret) }
+        };
         let anatomy = match Anatomy::read(Api::Invocations, body) {
             Ok(anatomy) => anatomy,
-            Err(BadBody::Missing | BadBody::NotObject) => return Ok(opaque(Bytes::clone(body))),
-            Err(bad) if may_be_object(head, body) => return Err(Fault::BadBody(bad).into()),
-            Err(_) => return Ok(opaque(Bytes::clone(body))),
+            Err(bad) => {
+                let is_none = matches!(bad, BadBody::Missing | BadBody::NotObject);
+                if !is_none && may_be_object(head, body) {
+                    return Err(Fault::BadBody(bad).into());
+                }
+                // It names no model; whoever may use some only must name one.
+                self.permit("", None)?;
+                return Ok(opaque(Bytes::clone(body)));
+            }
         };
         let mut facts = opaque(splice(body, &anatomy, self.strip(&anatomy)));
-        facts.caller = self.identity.caller.clone();
         let fleet = self.gate.table.fleet();
         let model = anatomy.model.as_deref().and_then(|asked| self.model(Some(asked), &fleet).ok());
-        if let Some((model, _)) = &model {
-            self.permit(model, anatomy.model.as_deref())?;
-        }
+        self.permit(model.as_ref().map_or("", |(model, _)| &**model), anatomy.model.as_deref())?;
         if let Some((model, false)) = model {
             facts.account = account_of(&model, &fleet);
             facts.model = model;

@@ -190,6 +190,7 @@ impl Exchange {
         Ok(match self.prefill_leg(facts, &course.prefill, alarm.as_mut()).await? {
             Ok(done) => {
                 let lease = done.lease;
+                self.permit.iter().for_each(|permit| permit.committed(None));
                 self.note.prefilled_at = Some(now());
                 course.handed = Some(done);
                 course.life.on(Event::PrefillDone(lease), now())

@@ -44,5 +44,7 @@ pub mod waitroom;
 
 pub use accept::{Bound, Workers, start};
 pub use gate::{Gate, GateApp, Hook, Parts, Phase};
+pub use plan::OUTPUT_TOKENS;
 pub use routing::{Routing, Selection};
 pub use rules::{Rules, Times};
+pub use waitroom::room_of;

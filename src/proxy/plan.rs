@@ -67,6 +67,8 @@ pub(super) struct Choice {
     pub(super) uses: [Option<u64>; 2],
     /// This pod and the next best, with the tokens that each is believed to hold.
     pub(super) places: Vec<(PodId, Tokens)>,
+    /// Pods were ruled out for what is asked, not for how they are: only `places` are known to be right.
+    pub(super) is_restricted: bool,
     /// Length of an answer \[tokens\].
     pub(super) output: f64,
 }
@@ -190,6 +192,7 @@ impl<'a> Planner<'a> {
                 .take(PLACES)
                 .map(|id| (id, hit_on(id)))
                 .collect(),
+            is_restricted: decision.is_restricted || query.rank.is_some(),
             output: Request { step: Step::Whole, ..*query.request }.output(OUTPUT_TOKENS),
         })
     }

@@ -111,7 +111,7 @@ impl Exchange {
             ticket.committed(now());
         }
         if let Some(permit) = &self.permit {
-            permit.committed();
+            permit.committed(self.note.pod);
         }
         self.body_held = None;
         Ok(())

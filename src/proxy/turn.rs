@@ -1,6 +1,7 @@
 //! A request's turn: what it asks of the queue, the wait, and the pod it is let go to.
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Sleep;
 
@@ -13,20 +14,10 @@ use super::plan::{Choice, Pair, Part};
 use super::reply::Fault;
 use super::waitroom::{Permit, Said};
 use crate::api::Usage;
-use crate::base::{PodId, Tokens};
-use crate::flow::{Class, Pool, TicketId, Wish};
-use crate::pods::{Leave, StepTime};
+use crate::base::{Mono, PodId, Tokens};
+use crate::flow::{Bound, Pool, TicketId, Wish};
+use crate::pods::Leave;
 use crate::runtime::now;
-
-/// Times to the first token by which requests without a promise are ordered \[seconds\].
-const ORDER_S: [f64; Class::ALL.len()] = [5.0, 30.0, 600.0];
-
-/// What a request costs a pod: its prefill, and the part of decode steps that its answer takes \[microseconds\].
-fn cost_us(step: StepTime, prompt: Tokens, cached: Tokens, output: f64) -> u64 {
-    let prefill = step.prefill(prompt.less(cached).0, cached.0);
-    let slot = output * (step.c + step.d * prompt.0 as f64);
-    ((prefill + slot) * 1e6) as u64
-}
 
 impl Exchange {
     /// Waits for the turn of a request at the pod that was chosen for it, or at another.
@@ -38,9 +29,11 @@ impl Exchange {
         tried: &[PodId],
         mut alarm: Pin<&mut Sleep>,
     ) -> Result<(Option<Permit>, Choice), End> {
-        // Where nobody is in good standing, whoever is forced to take it takes it now; and what prefills nothing needs no room.
-        let is_forced = !matches!(choice.leave, Leave::Granted) && facts.pinned.is_none();
-        let is_exempt = !self.rules.bounds.queue.enabled || is_forced || facts.prompt.is_none();
+        // Where nobody is in good standing, whoever is forced to take it takes it now; what prefills nothing needs no room; and there
+        // is no queue for what is for no known model.
+        let is_forced = !matches!(choice.leave, Leave::Granted) && facts.pinned != Some(choice.pod.id);
+        let is_queued = self.rules.bounds.queue.enabled && facts.prompt.is_some() && !facts.account.is_empty();
+        let is_exempt = is_forced || !is_queued;
         let Some(ticket) = self.ticket.as_ref().map(super::guards::Ticket::id).filter(|_| !is_exempt) else {
             return Ok((None, choice));
         };
@@ -73,25 +66,27 @@ impl Exchange {
                 {
                     waits.observe(waited);
                 }
+                let mut permit = called.map_err(Fault::Queue)?;
                 // Many leave at once when a page is closed: who has left by now is not sent.
                 tokio::task::yield_now().await;
                 tokio::select! {
                     biased;
-                    left = self.client.left() => return Err(left.into()),
+                    left = self.client.left() => {
+                        permit.cost(0);
+                        return Err(left.into());
+                    }
                     () = std::future::ready(()) => {}
                 }
-                // The time that a pod has begins when it is asked.
-                let deadline = alarm.deadline() + waited;
-                alarm.as_mut().reset(deadline);
-                called.map_err(Fault::Queue)?
+                later(alarm.as_mut(), waited);
+                permit
             }
         };
-        let choice = if permit.pod == choice.pod.id {
-            choice
-        } else {
-            let fleet = self.gate.table.fleet();
-            let Some(pod) = fleet.find(permit.pod) else { return Err(Fault::NoPod("no_pods").into()) };
-            choice.on(Arc::clone(pod))
+        let fleet = self.gate.table.fleet();
+        // A pod that left a moment ago is as good as one that refuses: the one that was chosen before may still be there.
+        let other = fleet.find(permit.pod).filter(|pod| pod.id != choice.pod.id).map(Arc::clone);
+        let choice = match other {
+            Some(pod) => choice.on(pod),
+            None => choice,
         };
         Ok((Some(permit), choice))
     }
@@ -108,19 +103,23 @@ impl Exchange {
         let (permit, prefill) = self.turn(facts, pair.prefill, partner, tried, alarm.as_mut()).await?;
         pair = Box::new(Pair { prefill, decode: pair.decode });
         drop(self.hold(permit));
-        // Its blocks are worth more than the room: it is not taken back.
-        if let Some(permit) = &self.permit {
-            permit.commit();
-        }
+        self.booked();
         let ended = self.legs(facts, pair, tried, alarm).await;
+        if let Some(permit) = &self.permit {
+            permit.eased(self.note.pod.or(partner));
+        }
         self.let_go();
         ended
     }
 
-    /// Keeps a permit whose pod is booked; ends when it is taken back.
+    /// What the permit was for is booked on its pod.
+    pub(super) fn booked(&self) {
+        self.permit.iter().for_each(Permit::booked);
+    }
+
+    /// Keeps a permit; ends when it is taken back.
     pub(super) fn hold(&mut self, permit: Option<Permit>) -> impl Future<Output = ()> + use<> {
         let recalled = permit.as_ref().map(Permit::recalled);
-        permit.iter().for_each(Permit::booked);
         self.permit = permit;
         async move {
             match recalled {
@@ -152,6 +151,20 @@ impl Exchange {
         self.permit.as_ref().is_some_and(Permit::was_recalled)
     }
 
+    /// Another pod needed the one it was sent to: it waits again, as if it had not been sent.
+    pub(super) fn taken_back(&mut self, since: Mono, alarm: Pin<&mut Sleep>) {
+        self.gate.metrics.queue_outcomes.inc("recalled");
+        self.note.attempts = self.note.attempts.saturating_sub(1);
+        later(alarm, now().since(since));
+        self.let_go_unused();
+    }
+
+    /// Gives the permit back of which no use was made.
+    pub(super) fn let_go_unused(&mut self) {
+        self.permit.iter_mut().for_each(|permit| permit.cost(0));
+        self.let_go();
+    }
+
     /// Gives the permit back, after all that was booked.
     pub(super) fn let_go(&mut self) {
         self.permit = None;
@@ -170,7 +183,7 @@ impl Exchange {
         let prefill_us = |hit: Tokens| (step.prefill(prompt.less(hit).0, hit.0) * 1e6) as u64;
         let class = facts.caller.class;
         let promised = self.note.slo.ttft_s;
-        let slack_s = promised.or_else(|| ORDER_S.get(class as usize).copied()).unwrap_or(60.0);
+        let slack_s = promised.unwrap_or_else(|| class.order_s());
         let arrived = self.note.read_at.unwrap_or(self.note.started);
         let is_prefill = choice.part == Part::Prefill;
         let output = if is_prefill { 0.0 } else { choice.output };
@@ -180,25 +193,32 @@ impl Exchange {
             class,
             tenant: Arc::clone(&facts.caller.tenant),
             weight: self.identity.policy.weight,
-            cost_us: cost_us(step, prompt, choice.hit, output),
+            cost_us: (step.request(prompt, choice.hit, output) * 1e6) as u64,
             kv: Tokens(prompt.0 + (0.5 * output) as u64),
             places: choice.places.iter().map(|(pod, hit)| (*pod, prefill_us(*hit))).collect(),
             cold_us: prefill_us(Tokens(0)),
-            partner,
+            bound: (is_prefill || facts.pinned == Some(choice.pod.id)).then_some(Bound { pod: choice.pod.id, partner }),
+            is_restricted: choice.is_restricted,
             tried: tried.to_vec(),
-            is_pinned: facts.pinned == Some(choice.pod.id),
             body_bytes: facts.body.len() as u64,
             arrived,
-            deadline: arrived.after(std::time::Duration::from_secs_f64(slack_s)),
+            deadline: arrived.after(Duration::from_secs_f64(slack_s)),
             is_promised: promised.is_some(),
             is_again: self.note.attempts > 0,
         }
     }
 }
 
+/// The time that pods have for a request does not pass while it waits.
+fn later(mut alarm: Pin<&mut Sleep>, waited: Duration) {
+    let deadline = alarm.deadline() + waited;
+    alarm.as_mut().reset(deadline);
+}
+
 /// What a request cost that ended well \[microseconds\].
 fn settled_us(choice: &Choice, usage: &Usage) -> u64 {
     let cached = usage.cached_tokens.unwrap_or(choice.hit.0);
-    let step = choice.pod.load.step.get();
-    cost_us(step, Tokens(usage.prompt_tokens), Tokens(cached), usage.completion_tokens as f64)
+    let cost_s =
+        choice.pod.load.step.get().request(Tokens(usage.prompt_tokens), Tokens(cached), usage.completion_tokens as f64);
+    (cost_s * 1e6) as u64
 }

@@ -35,10 +35,17 @@ enum Call {
     Refused(Refusal),
 }
 
+/// How one that waits is called.
+#[derive(Debug)]
+struct Called {
+    sender: oneshot::Sender<Call>,
+    is_recallable: bool,
+}
+
 #[derive(Debug)]
 struct Inner {
     queue: Queue,
-    calls: HashMap<TicketId, oneshot::Sender<Call>>,
+    calls: HashMap<TicketId, Called>,
     recalls: HashMap<TicketId, Arc<Recall>>,
 }
 
@@ -94,9 +101,17 @@ impl Permit {
         self.recall.as_ref().is_none_or(|recall| recall.commit())
     }
 
-    /// Its first token was booked.
-    pub(super) fn committed(&self) {
+    /// What its pod was asked for is done, or has begun to come, and was booked. Another pod that serves it got room by that.
+    pub(super) fn committed(&self, other: Option<PodId>) {
         self.gate.waitroom.on(&self.gate, Event::Committed(self.ticket));
+        self.eased(other);
+    }
+
+    /// Another pod than the one it was let go to has room again.
+    pub(super) fn eased(&self, other: Option<PodId>) {
+        if let Some(pod) = other.filter(|pod| *pod != self.pod) {
+            self.gate.waitroom.on(&self.gate, Event::Eased(pod));
+        }
     }
 
     /// Whether it was taken back.
@@ -131,7 +146,6 @@ impl Drop for Permit {
 pub(super) struct Waiting {
     gate: Option<Arc<Gate>>,
     ticket: TicketId,
-    is_recallable: bool,
     called: oneshot::Receiver<Call>,
 }
 
@@ -141,7 +155,7 @@ impl Waiting {
         let call = (&mut self.called).await;
         let Some(gate) = self.gate.take() else { std::future::pending().await };
         match call {
-            Ok(Call::Go(pod)) => Ok(gate.waitroom.permit(&gate, self.ticket, pod, self.is_recallable)),
+            Ok(Call::Go(pod)) => Ok(gate.waitroom.permit(&gate, self.ticket, pod)),
             Ok(Call::Refused(refusal)) => Err(refusal),
             // The sender lives until it calls.
             Err(_) => std::future::pending().await,
@@ -186,7 +200,7 @@ impl Waitroom {
 
     /// Asks whether a request may go.
     pub(super) fn ask(&self, gate: &Arc<Gate>, wish: Wish) -> Said {
-        let (ticket, is_recallable) = (wish.ticket, wish.class == Class::Batch);
+        let (ticket, is_recallable) = (wish.ticket, wish.is_recallable());
         let mut inner = self.inner.lock();
         let fleet = gate.table.fleet();
         self.refresh(&mut inner, gate, &fleet);
@@ -202,12 +216,12 @@ impl Waitroom {
         let said = match own {
             None => {
                 let (sender, called) = oneshot::channel();
-                inner.calls.insert(ticket, sender);
-                Said::Wait(Waiting { gate: Some(Arc::clone(gate)), ticket, is_recallable, called })
+                inner.calls.insert(ticket, Called { sender, is_recallable });
+                Said::Wait(Waiting { gate: Some(Arc::clone(gate)), ticket, called })
             }
             Some(Call::Refused(refusal)) => Said::Refused(refusal),
             Some(Call::Go(pod)) => {
-                let recall = inner.recall(ticket, is_recallable);
+                let recall = is_recallable.then(|| inner.recallable(ticket));
                 Said::Go(Permit { gate: Arc::clone(gate), ticket, pod, recall, cost_us: None })
             }
         };
@@ -215,8 +229,8 @@ impl Waitroom {
         said
     }
 
-    fn permit(&self, gate: &Arc<Gate>, ticket: TicketId, pod: PodId, is_recallable: bool) -> Permit {
-        let recall = self.inner.lock().recall(ticket, is_recallable);
+    fn permit(&self, gate: &Arc<Gate>, ticket: TicketId, pod: PodId) -> Permit {
+        let recall = self.inner.lock().recalls.get(&ticket).map(Arc::clone);
         Permit { gate: Arc::clone(gate), ticket, pod, recall, cost_us: None }
     }
 
@@ -225,7 +239,10 @@ impl Waitroom {
         let mut inner = self.inner.lock();
         let fleet = gate.table.fleet();
         match event {
-            Event::Left(ticket) => drop(inner.calls.remove(&ticket)),
+            Event::Left(ticket) => {
+                inner.calls.remove(&ticket);
+                inner.recalls.remove(&ticket);
+            }
             Event::Over(ticket, _) | Event::Committed(ticket) => drop(inner.recalls.remove(&ticket)),
             _ => {}
         }
@@ -248,7 +265,7 @@ impl Waitroom {
     /// What waits, by pool and class.
     pub fn backlogs(&self) -> Vec<(Pool, Class, Backlog)> {
         let inner = self.inner.lock();
-        inner.queue.backlogs(now()).map(|(pool, class, backlog)| (Pool::clone(pool), class, backlog)).collect()
+        inner.queue.backlogs(now()).collect()
     }
 
     /// Tells the queue which pods there are, if they changed.
@@ -297,10 +314,13 @@ impl Waitroom {
                 () = sleep(at.since(now()).min(LOOK_EVERY)) => {}
             }
             {
+                let mut inner = room.inner.lock();
                 let fleet = gate.table.fleet();
-                room.refresh(&mut room.inner.lock(), &gate, &fleet);
+                room.refresh(&mut inner, &gate, &fleet);
             }
-            room.on(&gate, Event::Tick);
+            // In safe mode who comes is not asked to wait: who waits would never be next.
+            let is_safe_mode = gate.safe_mode.load(Ordering::Relaxed);
+            room.on(&gate, if is_safe_mode { Event::Release } else { Event::Tick });
         }
     }
 }
@@ -310,25 +330,28 @@ impl Inner {
         match effect {
             // If nobody listens any more, what was sent is dropped, and the one who left says so himself.
             Effect::Grant(ticket, pod) => {
-                if let Some(sender) = self.calls.remove(&ticket) {
-                    drop(sender.send(Call::Go(pod)));
+                if let Some(called) = self.calls.remove(&ticket) {
+                    if called.is_recallable {
+                        self.recallable(ticket);
+                    }
+                    drop(called.sender.send(Call::Go(pod)));
                 }
             }
             Effect::Refuse(ticket, refusal) => {
-                if let Some(sender) = self.calls.remove(&ticket) {
-                    drop(sender.send(Call::Refused(refusal)));
+                if let Some(called) = self.calls.remove(&ticket) {
+                    drop(called.sender.send(Call::Refused(refusal)));
                 }
             }
             Effect::Recall(ticket) => {
-                if let Some(recall) = self.recalls.remove(&ticket) {
+                if let Some(recall) = self.recalls.get(&ticket) {
                     recall.call();
                 }
             }
         }
     }
 
-    fn recall(&mut self, ticket: TicketId, is_recallable: bool) -> Option<Arc<Recall>> {
-        is_recallable.then(|| Arc::clone(self.recalls.entry(ticket).or_default()))
+    fn recallable(&mut self, ticket: TicketId) -> Arc<Recall> {
+        Arc::clone(self.recalls.entry(ticket).or_default())
     }
 }
 
@@ -341,25 +364,30 @@ struct Books<'a> {
 impl Rooms for Books<'_> {
     fn room(&self, pod: PodId, now: Mono) -> Option<Room> {
         let pod = self.fleet.find(pod)?;
-        let sign = pod.sign(now);
-        let is_in = !matches!(sign.standing, Standing::Ejected(_)) && !sign.is_asleep;
-        if !is_in {
-            return None;
-        }
         let facts = pod.facts.load();
         let model = facts.served.iter().flatten().next();
-        let output = model.and_then(|served| self.gate.latency.expected(&served.name)).unwrap_or(OUTPUT_TOKENS);
-        let seen = pod.load.glance(now);
-        let requests = seen.requests + seen.others.0;
-        Some(Room {
-            is_spared: sign.busy_until.is_some(),
-            wait_s: seen.wait_s,
-            requests: requests as u32,
-            unanswered: pod.load.unanswered(now),
-            overdue: pod.load.overdue(now),
-            // Each is met at any point of its answer.
-            occupied: seen.pinned_tokens + seen.others.1 + 0.5 * output * requests,
-            capacity: seen.capacity,
-        })
+        room_of(pod, model.and_then(|served| self.gate.latency.expected(&served.name)), now)
     }
+}
+
+/// What the books of a pod say of its room; `None`: it takes nothing. `output` is how long answers are expected to be \[tokens\].
+pub fn room_of(pod: &Pod, output: Option<f64>, now: Mono) -> Option<Room> {
+    let sign = pod.sign(now);
+    let is_in = !matches!(sign.standing, Standing::Ejected(_)) && !sign.is_asleep;
+    if !is_in {
+        return None;
+    }
+    let seen = pod.load.glance(now);
+    let requests = seen.requests + seen.others.0;
+    Some(Room {
+        is_spared: sign.busy_until.is_some(),
+        is_tried: sign.standing == Standing::Probe,
+        wait_s: seen.wait_s,
+        requests: requests as u32,
+        unanswered: pod.load.unanswered(now),
+        overdue: pod.load.overdue(now),
+        // Each is met at any point of its answer.
+        occupied: seen.pinned_tokens + seen.others.1 + 0.5 * output.unwrap_or(OUTPUT_TOKENS) * requests,
+        capacity: seen.capacity,
+    })
 }

@@ -29,10 +29,13 @@ pub fn decide(profile: &Profile, cx: &Context<'_>, rng: &mut Rng, detail: Detail
     let is_pin_good = pinned_is_good(profile, cx);
     all_by_id(cx.pods, &mut scratch.kept);
     let mut nobody = scratch.kept.is_empty().then_some(Nobody::NoPods);
+    let mut is_restricted = false;
     for filter in &profile.filters {
+        let before = scratch.kept.len();
         if nobody.is_none() && !sift(filter, cx, scratch, trace.as_mut()) {
             nobody = Some(filter.filter.nobody());
         }
+        is_restricted |= scratch.kept.len() < before && filter.filter.is_lasting();
     }
     score(profile, cx, scratch, trace.as_mut());
     let chosen = match cx.request.pinned {
@@ -47,6 +50,7 @@ pub fn decide(profile: &Profile, cx: &Context<'_>, rng: &mut Rng, detail: Detail
         nobody: if chosen.is_some() { None } else { nobody },
         considered: cx.pods.len() as u32,
         eligible: scratch.offers.len() as u32,
+        is_restricted,
         seed,
         rows: Vec::new(),
     };
@@ -186,6 +190,7 @@ pub fn safe_mode(pods: &[PodView], request: &Request<'_>, rng: &mut Rng) -> Deci
         nobody: if best.is_some() { None } else { Some(nobody(pods, request)) },
         considered: pods.len() as u32,
         eligible: pods.iter().filter(can).count() as u32,
+        is_restricted: false,
         seed,
         rows: Vec::new(),
     }

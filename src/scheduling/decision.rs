@@ -213,6 +213,10 @@ pub struct Decision {
     pub considered: u32,
     /// How many were left after the filters.
     pub eligible: u32,
+    /// Whether a filter ruled pods out for what is asked ([`super::plugin::Filter::is_lasting`]): no others than those named here are
+    /// known to be right, now or later.
+    #[serde(skip)]
+    pub is_restricted: bool,
     /// Seed of every random draw in it: the same input with this seed decides the same.
     pub seed: u64,
     /// Up to [`ROWS_MAX`] pods: the chosen one, then by cost, then the dropped. Empty without detail.

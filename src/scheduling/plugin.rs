@@ -52,6 +52,12 @@ pub trait Filter: fmt::Debug + Send + Sync {
         Nobody::Filtered
     }
 
+    /// Whether a pod that it drops is wrong for the request as long as both are what they are, and not only at this moment: then no
+    /// queue may send it there later either.
+    fn is_lasting(&self) -> bool {
+        false
+    }
+
     /// Whether a pinned pod is used even if this filter dropped it. True where the pinned pod, though bad, is the only one
     /// that can answer.
     fn yields_to_pin(&self) -> bool {

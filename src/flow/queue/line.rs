@@ -3,15 +3,16 @@
 //! Tenants get the same service, times their weight, measured in cost (start-time fair queueing, Goyal 1996): each tenant that has
 //! work has a start tag, the lowest is next, and what it is served adds cost ÷ weight to its tag. Inside a tenant the earliest
 //! deadline goes first; while most come too late anyway, the cheapest. All in whole microseconds, so that two runs agree.
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Wish;
 use crate::base::{Mono, PodId};
 use crate::flow::TicketId;
 
-/// Tickets of the window in which a pod looks for a better match.
+/// Tickets of the window in which a pod looks for a better match; and those that are looked at to find so many that may go there.
 pub(super) const WINDOW: usize = 64;
+pub(super) const SCAN_MAX: usize = 512;
 /// Shares of late dispatches at which the order inside a tenant changes, and changes back; and the weight of one dispatch.
 const LATE: (f64, f64) = (0.2, 0.1);
 const LATE_GAIN: f64 = 0.02;
@@ -54,7 +55,8 @@ pub(super) struct Line {
     starts: BTreeSet<(u64, Arc<str>)>,
     /// Tags at which tenants without work would go on.
     resting: HashMap<Arc<str>, u64>,
-    ages: VecDeque<(u64, TicketId)>,
+    /// By arrival.
+    by_age: BTreeMap<u64, TicketId>,
     virtual_time: u64,
     late: f64,
     is_shortest_first: bool,
@@ -103,7 +105,7 @@ impl Line {
         if self.is_shortest_first {
             tenant.by_cost.insert((wish.cost_us, waiting.number), ticket);
         }
-        self.ages.push_back((waiting.number, ticket));
+        self.by_age.insert(waiting.number, ticket);
         self.waiting.insert(ticket, waiting);
     }
 
@@ -121,15 +123,15 @@ impl Line {
         self.waiting.get(tenant.by_deadline.last_key_value()?.1)
     }
 
-    /// The oldest, oldest first.
+    /// All, oldest first.
     pub(super) fn oldest(&self) -> impl Iterator<Item = &Waiting> {
-        let known = |(number, ticket): &(u64, TicketId)| self.waiting.get(ticket).filter(|one| one.number == *number);
-        self.ages.iter().take(4 * WINDOW).filter_map(known).take(WINDOW)
+        self.by_age.values().filter_map(|ticket| self.waiting.get(ticket))
     }
 
     /// Takes one out that is not served.
     pub(super) fn remove(&mut self, ticket: TicketId) -> Option<Waiting> {
         let gone = self.waiting.remove(&ticket)?;
+        self.by_age.remove(&gone.number);
         self.cost_us -= gone.wish.cost_us;
         self.bytes -= gone.wish.body_bytes;
         if let Some(tenant) = self.tenants.get_mut(&gone.wish.tenant) {
@@ -142,7 +144,6 @@ impl Line {
                 self.rest(&gone.wish.tenant, start);
             }
         }
-        self.sweep();
         Some(gone)
     }
 
@@ -167,9 +168,14 @@ impl Line {
     /// Passes over those older than this one that could have gone to the pod as well.
     pub(super) fn skip_before(&mut self, ticket: TicketId, pod: PodId) {
         let Some(number) = self.waiting.get(&ticket).map(|taken| taken.number) else { return };
-        for (_, older) in self.ages.iter().take_while(|(age, _)| *age < number).take(WINDOW) {
-            if let Some(waiting) = self.waiting.get_mut(older).filter(|one| !one.wish.tried.contains(&pod)) {
+        let mut passed = 0;
+        for (_, older) in self.by_age.range(..number).take(SCAN_MAX) {
+            if let Some(waiting) = self.waiting.get_mut(older).filter(|one| one.wish.may_use(pod)) {
                 waiting.skips = waiting.skips.saturating_add(1);
+                passed += 1;
+            }
+            if passed == WINDOW {
+                return;
             }
         }
     }
@@ -240,17 +246,6 @@ impl Line {
         }
     }
 
-    /// Forgets places of those who are gone: from the front, and all once they are most.
-    fn sweep(&mut self) {
-        while self.ages.front().is_some_and(|(_, ticket)| !self.waiting.contains_key(ticket)) {
-            self.ages.pop_front();
-        }
-        if self.ages.len() > 2 * self.waiting.len() + WINDOW {
-            let waiting = &self.waiting;
-            self.ages.retain(|(_, ticket)| waiting.contains_key(ticket));
-        }
-    }
-
     /// What must hold after every call; the words say what does not.
     pub(super) fn invariants(&self) -> Result<(), &'static str> {
         let costs: u64 = self.waiting.values().map(|one| one.wish.cost_us).sum();
@@ -259,6 +254,7 @@ impl Line {
         let checks = [
             (costs == self.cost_us && bytes == self.bytes, "costs or bytes of a line do not add up"),
             (listed == self.waiting.len(), "a ticket waits in no tenant, or in two"),
+            (self.by_age.len() == self.waiting.len(), "a ticket waits that has no age, or two"),
             (self.starts.len() == self.tenants.len(), "a tenant with work has no tag"),
             (self.tenants.values().all(|tenant| !tenant.by_deadline.is_empty()), "a tenant without work has one"),
         ];

@@ -1,4 +1,4 @@
-//! All classes of one pool: whose turn it is, how fast they are served, and what is behind whom.
+//! All classes of one lane: whose turn it is, how fast they are served, and what is behind whom.
 use super::line::{Line, Waiting};
 use super::settings::Classes;
 use crate::base::{Mono, PodId};
@@ -26,10 +26,9 @@ pub(super) struct Lines {
     pub(super) by_class: [Line; Class::ALL.len()],
     /// Pods that serve it, sorted.
     pub(super) pods: Vec<PodId>,
-    /// Where it is among models that share pods: cost granted so far, in microseconds.
+    /// Where it is among lanes that share pods, in microseconds of cost: what was granted to it, from where the others were when it
+    /// had work again.
     pub(super) tag: u64,
-    /// Long prefills of the last class under way.
-    pub(super) long: u32,
     /// Cost granted to each class so far \[microseconds\].
     served: [u64; Class::ALL.len()],
     /// Class tags of those below the first.
@@ -40,12 +39,12 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new() -> Self {
+    /// Of one pod, or of a pool whose pods are told later.
+    pub(super) fn of(pod: Option<PodId>) -> Self {
         Self {
             by_class: Default::default(),
-            pods: Vec::new(),
+            pods: pod.into_iter().collect(),
             tag: 0,
-            long: 0,
             served: Default::default(),
             shares: Default::default(),
             credits: Default::default(),
@@ -57,6 +56,10 @@ impl Lines {
         self.by_class.iter().all(Line::is_empty)
     }
 
+    pub(super) fn serves(&self, pod: PodId) -> bool {
+        self.pods.binary_search(&pod).is_ok()
+    }
+
     pub(super) fn line(&self, class: Class) -> Option<&Line> {
         self.by_class.get(class as usize)
     }
@@ -65,23 +68,24 @@ impl Lines {
         self.by_class.get_mut(class as usize)
     }
 
-    /// Classes with work, in the order in which they are asked: who is owed its floor, the first class, the others by what they were
-    /// served for their weight.
-    pub(super) fn order(&self) -> impl Iterator<Item = Class> + use<> {
-        let mut order = Class::ALL.map(|class| {
+    /// Classes with work and their places in the order in which they are asked: who is owed its floor, the first class, the others.
+    /// Inside these lanes take turns, and inside a lane those below the first class by what they were served for their weight.
+    pub(super) fn order(&self) -> impl Iterator<Item = (Rank, Class)> + use<> {
+        let tag = self.tag;
+        let order = Class::ALL.map(|class| {
             let (at, line) = (class as usize, self.line(class));
             let head_us = line.and_then(Line::head).map_or(f64::INFINITY, |head| head.wish.cost_us as f64);
             let is_owed = self.credits.get(at).is_some_and(|credit| *credit >= head_us.min(CREDIT_MAX));
-            let rank = match (is_owed, class) {
+            let group = match (is_owed, class) {
                 (true, _) => 0,
                 (false, Class::Interactive) => 1,
                 (false, _) => 2,
             };
-            let share = if rank == 2 { self.shares.get(at).copied().unwrap_or(0) } else { 0 };
-            (rank, share, class, line.is_some_and(|line| !line.is_empty()))
+            let share = if group == 2 { self.shares.get(at).copied().unwrap_or(0) } else { 0 };
+            let has_work = line.is_some_and(|line| !line.is_empty());
+            has_work.then_some((Rank { group, tag, share, class: class as u8 }, class))
         });
-        order.sort_by_key(|&(rank, share, class, _)| (rank, share, class));
-        order.into_iter().filter(|(.., has_work)| *has_work).map(|(_, _, class, _)| class)
+        order.into_iter().flatten()
     }
 
     /// Takes a ticket out to be served now.
@@ -141,6 +145,15 @@ impl Lines {
         let prior = PACE_PRIOR * self.pods.len().max(1) as f64;
         cost_us as f64 / 1e6 / self.pace.per_s.unwrap_or(prior).max(1e-3)
     }
+}
+
+/// Place of a class of a lane among all of them; the least is asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    group: u8,
+    tag: u64,
+    share: u64,
+    class: u8,
 }
 
 /// Names a ticket that waits.

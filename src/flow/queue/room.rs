@@ -3,8 +3,8 @@
 //! A pod is open for a class while the prefill queued there takes no longer than `theta` of the class, times a factor of the pod; while
 //! what runs there, grown to its expected length, and the one more fill no more than a part of its KV cache; and while no more
 //! than one request that should have had its first token has none; and while no more than a window of requests have none at all.
-//! The window grows by one when as many first tokens came in time as it is wide, and is halved when some are overdue, as TCP
-//! does it: an engine that runs as many sequences as it may lets the next ones wait, and that is seen without any reading. A
+//! The window grows by one when as many first tokens came in time as it is wide, and is halved when some begin to be overdue, as
+//! TCP does it: an engine that runs as many sequences as it may lets the next ones wait, and that is seen without any reading. A
 //! pod with nothing in flight takes anything.
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const SHORT_S: f64 = 0.1;
 pub struct Room {
     /// It asked to be spared.
     pub is_spared: bool,
+    /// It was out, and one request may try it.
+    pub is_tried: bool,
     /// Prefill sent there and not done \[seconds\].
     pub wait_s: f64,
     /// Requests in flight there, those of others included.
@@ -53,6 +55,7 @@ impl Room {
     /// An idle pod of unknown capacity.
     pub const IDLE: Self = Self {
         is_spared: false,
+        is_tried: false,
         wait_s: 0.0,
         requests: 0,
         unanswered: 0,
@@ -101,6 +104,11 @@ pub(super) enum Shut {
 }
 
 impl Shut {
+    /// The one of two after which it is looked again first.
+    pub(super) fn sooner(self, other: Self) -> Self {
+        if other.look_after() < self.look_after() { other } else { self }
+    }
+
     /// When to look again, if nothing happens before.
     pub(super) fn look_after(self) -> Duration {
         let after = if let Self::Queue(wait_s) = self { Duration::from_secs_f64(wait_s) } else { LOOK_EVERY };
@@ -118,6 +126,8 @@ pub(super) struct Valve {
     /// The window was full since the last first token; and first tokens that came in time since it was last changed.
     was_full: bool,
     in_time: u32,
+    /// More than may be was overdue at the last look.
+    is_overdue: bool,
     preemptions: Option<u64>,
     /// It was shut for its queue, or for KV, since the last reading.
     was_shut: bool,
@@ -143,6 +153,7 @@ impl Default for Valve {
             window: WINDOW.0,
             was_full: false,
             in_time: 0,
+            is_overdue: false,
             preemptions: None,
             was_shut: false,
         }
@@ -160,7 +171,7 @@ impl Valve {
         fill_share: f64,
     ) -> Result<(), Shut> {
         let requests = room.requests + promised.requests;
-        if room.is_spared {
+        if room.is_spared || room.is_tried && promised.requests > 0 {
             return Err(Shut::Slots);
         }
         if requests == 0 {
@@ -168,11 +179,12 @@ impl Valve {
         }
         let (wait_s, theta_s) = (room.wait_s + promised.wait_s, theta_s * self.factor);
         let is_full = f64::from(room.unanswered + promised.requests) >= self.window;
-        if room.overdue > OVERDUE_MAX {
+        let was_overdue = std::mem::replace(&mut self.is_overdue, room.overdue > OVERDUE_MAX);
+        if self.is_overdue && !was_overdue {
             (self.window, self.in_time) = ((self.window / 2.0).max(WINDOW.0), 0);
         }
         self.was_full |= is_full;
-        let shut = if is_full || room.overdue > OVERDUE_MAX || self.slots.is_some_and(|slots| requests >= slots) {
+        let shut = if is_full || self.is_overdue || self.slots.is_some_and(|slots| requests >= slots) {
             Shut::Slots
         } else if wait_s > theta_s {
             Shut::Queue(wait_s - theta_s)
@@ -227,6 +239,7 @@ mod tests {
 
     const BUSY: Room = Room {
         is_spared: false,
+        is_tried: false,
         wait_s: 0.0,
         requests: 3,
         unanswered: 0,
@@ -250,6 +263,13 @@ mod tests {
         assert_eq!(shut(Room { requests: 0, is_spared: true, ..BUSY }, 1), Some(Shut::Slots));
         let mut promised = Promised::default();
         promised.add(0.6, Tokens(20));
+        let tried = Room { is_tried: true, capacity: f64::INFINITY, ..Room::IDLE };
+        assert_eq!(shut(tried, 1), None);
+        assert_eq!(
+            Valve::default().try_open(&tried, &promised, 9.0, Tokens(1), 0.95),
+            Err(Shut::Slots),
+            "one tries it"
+        );
         let now = |promised: &Promised| Valve::default().try_open(&BUSY, promised, 0.5, Tokens(40), 0.95).err();
         assert!(matches!(now(&promised), Some(Shut::Queue(_))));
         promised.take(0.6, Tokens(20));
@@ -294,11 +314,12 @@ mod tests {
             }
         }
         assert!(open(&mut valve, 8, 0) && !open(&mut valve, 9, 0), "what comes while it is not full teaches nothing");
-        for _ in 0..9 {
-            assert!(!open(&mut valve, 2, 2));
+        for wide in [5, 3, 2] {
+            assert!(open(&mut valve, 0, 0));
+            (0..9).for_each(|_| assert!(!open(&mut valve, 1, 2), "looking often does not make it narrower"));
+            valve.answered(&Room { overdue: 1, ..BUSY });
+            assert!(!open(&mut valve, wide, 0) && open(&mut valve, wide - 1, 0));
         }
-        valve.answered(&Room { overdue: 1, ..BUSY });
-        assert!(!open(&mut valve, 2, 0) && open(&mut valve, 1, 0));
     }
 
     #[test]

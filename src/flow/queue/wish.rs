@@ -2,8 +2,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::KEEP_AFTER;
 use super::room::{EngineState, Room};
+use super::{CHOOSY_EVERY, KEEP_AFTER};
 use crate::base::{ModelName, Mono, PodId, Tokens};
 use crate::flow::{Class, Refusal, TicketId};
 
@@ -14,6 +14,23 @@ pub struct Pool {
     pub model: ModelName,
     /// Prefill for decoders elsewhere.
     pub is_prefill: bool,
+}
+
+/// The only pod that a request may go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bound {
+    /// That pod.
+    pub pod: PodId,
+    /// The pod that will decode what is prefilled there: it must have room for the KV.
+    pub partner: Option<PodId>,
+}
+
+/// Who waits for the same: for a pool, or for one of its pods. Each has its own lines, so that those who wait for one pod stand
+/// in nobody's way.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Lane {
+    pub(super) pool: Pool,
+    pub(super) bound: Option<Bound>,
 }
 
 /// What a request wants.
@@ -37,12 +54,12 @@ pub struct Wish {
     pub places: Vec<(PodId, u64)>,
     /// Time of its prefill where nothing is cached \[microseconds\].
     pub cold_us: u64,
-    /// Decode pod of a prefill that is to be handed over: it must have room for the KV.
-    pub partner: Option<PodId>,
+    /// It goes to one pod or nowhere.
+    pub bound: Option<Bound>,
+    /// It goes to one of its places or nowhere.
+    pub is_restricted: bool,
     /// Pods it must not go to any more.
     pub tried: Vec<PodId>,
-    /// It goes to the first of its places or nowhere.
-    pub is_pinned: bool,
     /// Bytes of its body.
     pub body_bytes: u64,
     /// When it came.
@@ -56,6 +73,26 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// Whether it may be taken back from its pod, to make room for the first class. Blocks that were computed for a decoder are worth
+    /// more than the room.
+    pub fn is_recallable(&self) -> bool {
+        self.class == Class::Batch && !self.pool.is_prefill
+    }
+
+    pub(super) fn lane(&self) -> Lane {
+        Lane { pool: Pool::clone(&self.pool), bound: self.bound }
+    }
+
+    /// Whether it may go there at all.
+    pub(super) fn may_use(&self, pod: PodId) -> bool {
+        !self.tried.contains(&pod) && (!self.is_restricted || self.places.iter().any(|(place, _)| *place == pod))
+    }
+
+    /// Whether there may be pods in its pool that it must not use.
+    pub(super) const fn is_choosy(&self) -> bool {
+        self.is_restricted || !self.tried.is_empty()
+    }
+
     pub(super) fn best_us(&self) -> u64 {
         self.places.first().map_or(self.cold_us, |(_, us)| *us)
     }
@@ -70,10 +107,11 @@ impl Wish {
     }
 
     /// When it is looked at next, if it waits since then and may wait until `last`: at half of what was promised, when it has waited so
-    /// long that a pod may be kept for it, and at the end.
+    /// long that a pod may be kept for it, and at the end; if it may use some pods only, every few seconds.
     pub(super) fn check_at(&self, now: Mono, since: Mono, last: Mono) -> Mono {
         let half = self.is_promised.then(|| self.arrived.after(self.slack() / 2));
-        let next = half.into_iter().chain([since.after(KEEP_AFTER)]).filter(|at| *at > now).min();
+        let often = self.is_choosy().then(|| now.after(CHOOSY_EVERY));
+        let next = half.into_iter().chain([since.after(KEEP_AFTER)]).chain(often).filter(|at| *at > now).min();
         next.map_or(last, |at| at.min(last)).max(Mono(now.0 + 1))
     }
 
@@ -89,7 +127,7 @@ pub enum Event {
     Asks(Wish),
     /// What was granted counts in [`Rooms`] from now on.
     Booked(TicketId),
-    /// Its first token is there: nothing takes it back any more.
+    /// What its pod was asked for has begun to come, or a prefill is done: nothing takes it back any more.
     Committed(TicketId),
     /// Its client went away, or it stopped waiting.
     Left(TicketId),
@@ -101,6 +139,8 @@ pub enum Event {
     Read(PodId, EngineState),
     /// The pods of a pool, sorted.
     Pods(Pool, Vec<PodId>),
+    /// All go who wait, as they would without a queue.
+    Release,
     /// The time of [`super::Queue::next_deadline`] has come.
     Tick,
 }

@@ -1,11 +1,10 @@
 //! The pods as the queue sees them: what each was promised, what it has room for, and whom it takes next.
 use std::collections::HashMap;
 
-use super::line::{Line, Waiting};
-use super::pool::Lines;
+use super::line::{Line, SCAN_MAX, WINDOW, Waiting};
 use super::room::{EngineState, Promised, Room, Shut, Valve};
 use super::settings::{Classes, QueueSettings};
-use super::{Rooms, Wish};
+use super::{Pool, Rooms, Wish};
 use crate::base::{Mono, PodId, Tokens};
 use crate::flow::{Class, TicketId};
 
@@ -22,6 +21,14 @@ struct Pod {
     kept_for: Option<(TicketId, Class)>,
 }
 
+/// A pool's pods.
+#[derive(Debug, Default)]
+struct Crew {
+    count: usize,
+    /// Long prefills of the last class under way.
+    long: u32,
+}
+
 /// See the file.
 #[derive(Debug)]
 pub(super) struct Yard {
@@ -30,6 +37,7 @@ pub(super) struct Yard {
     pods: HashMap<PodId, Pod>,
     /// Pods that are kept.
     kept: HashMap<TicketId, PodId>,
+    crews: HashMap<Pool, Crew>,
 }
 
 /// One look at a pod.
@@ -46,16 +54,12 @@ type Match = Option<(u64, TicketId)>;
 
 impl Yard {
     pub(super) fn new(settings: QueueSettings, classes: Classes) -> Self {
-        Self { settings, classes, pods: HashMap::new(), kept: HashMap::new() }
+        Self { settings, classes, pods: HashMap::new(), kept: HashMap::new(), crews: HashMap::new() }
     }
 
     /// Whether a request could go to a pod now.
-    pub(super) fn fits(&mut self, look: &Look<'_>, wish: &Wish, lines: &Lines) -> Result<(), Shut> {
-        let is_elsewhere = wish.is_pinned && wish.places.first().is_some_and(|(pod, _)| *pod != look.pod);
-        if is_elsewhere
-            || wish.tried.contains(&look.pod)
-            || self.is_long(wish, look.pod) && lines.long >= self.long_max(lines)
-        {
+    pub(super) fn fits(&mut self, look: &Look<'_>, wish: &Wish) -> Result<(), Shut> {
+        if !wish.may_use(look.pod) || self.is_long(wish, look.pod) && self.has_long_enough(&wish.pool) {
             return Err(Shut::Own);
         }
         let (theta_s, fill) = (self.classes.of(wish.class).pod_wait_max_s, self.settings.kv_fill_share);
@@ -64,7 +68,7 @@ impl Yard {
             return Err(Shut::Own);
         }
         state.valve.try_open(&look.room, &state.promised, theta_s, wish.kv, fill)?;
-        let Some(partner) = wish.partner else { return Ok(()) };
+        let Some(partner) = wish.bound.and_then(|bound| bound.partner) else { return Ok(()) };
         let Some(room) = look.rooms.room(partner, look.now) else { return Err(Shut::Own) };
         let state = self.pods.entry(partner).or_default();
         // Nothing is prefilled there.
@@ -73,22 +77,42 @@ impl Yard {
     }
 
     /// Whether its prefill is long there, of those that only some pods may have at once.
-    pub(super) fn is_long(&self, wish: &Wish, pod: PodId) -> bool {
+    fn is_long(&self, wish: &Wish, pod: PodId) -> bool {
         wish.class == Class::Batch && wish.prefill_us(pod) as f64 > self.settings.long_prefill_s * 1e6
     }
 
-    fn long_max(&self, lines: &Lines) -> u32 {
-        (self.settings.long_prefill_pods_share * lines.pods.len() as f64).floor().max(1.0) as u32
+    /// Whether as many pods of a pool have long prefills as may.
+    fn has_long_enough(&self, pool: &Pool) -> bool {
+        let Some(crew) = self.crews.get(pool) else { return false };
+        crew.long >= (self.settings.long_prefill_pods_share * crew.count as f64).floor().max(1.0) as u32
+    }
+
+    /// A request goes to a pod; whether its prefill is long there.
+    pub(super) fn begins(&mut self, wish: &Wish, pod: PodId) -> bool {
+        let is_long = self.is_long(wish, pod);
+        if is_long {
+            self.crews.entry(Pool::clone(&wish.pool)).or_default().long += 1;
+        }
+        is_long
+    }
+
+    /// A long prefill has ended.
+    pub(super) fn long_ended(&mut self, pool: &Pool) {
+        if let Some(crew) = self.crews.get_mut(pool) {
+            crew.long = crew.long.saturating_sub(1);
+        }
+    }
+
+    /// A pool has so many pods.
+    pub(super) fn crew(&mut self, pool: &Pool, count: usize) {
+        self.crews.entry(Pool::clone(pool)).or_default().count = count;
+        self.crews.retain(|_, crew| crew.count > 0 || crew.long > 0);
     }
 
     /// Whether a request that just came would be taken by a pod that took nobody before.
-    pub(super) fn wants(&mut self, look: &Look<'_>, wish: &Wish, lines: &Lines) -> Result<(), Shut> {
+    pub(super) fn wants(&mut self, look: &Look<'_>, wish: &Wish) -> Result<(), Shut> {
         let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
-        if is_idle || wish.prefill_us(look.pod) <= wish.best_us() {
-            self.fits(look, wish, lines)
-        } else {
-            Err(Shut::Own)
-        }
+        if is_idle || wish.prefill_us(look.pod) <= wish.best_us() { self.fits(look, wish) } else { Err(Shut::Own) }
     }
 
     fn free(&mut self, look: &Look<'_>) -> f64 {
@@ -97,32 +121,40 @@ impl Yard {
         state.valve.free(&look.room, &state.promised, fill)
     }
 
-    /// The next one of a class for a pod. `Err`: somebody would go there if there were room.
-    pub(super) fn pick(&mut self, look: &Look<'_>, line: &Line, lines: &Lines) -> Result<Option<TicketId>, Shut> {
+    /// The next one of a class for a pod. `Err`: somebody waits there that does not go now.
+    pub(super) fn pick(&mut self, look: &Look<'_>, line: &Line) -> Result<Option<TicketId>, Shut> {
         let Some(head) = line.head() else { return Ok(None) };
         let may = |one: &Waiting| {
             look.now >= one.due || one.skips >= SKIPS_MAX || one.wish.prefill_us(look.pod) <= one.wish.best_us()
         };
-        let mut shut = None;
+        let mut shut = Shut::Own;
         if may(head) {
-            match self.fits(look, &head.wish, lines) {
+            match self.fits(look, &head.wish) {
                 Ok(()) => return Ok(Some(head.wish.ticket)),
                 // The same for everybody in the class.
                 Err(why @ (Shut::Queue(_) | Shut::Slots)) => return Err(why),
                 // And nobody there needs less.
                 Err(Shut::Kv) if self.free(look) < line.least_kv() as f64 => return Err(Shut::Kv),
-                Err(why) => shut = Some(why),
+                Err(why) => shut = why,
             }
         }
         let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
-        let (mut best, mut nearest): (Match, Match) = (None, None);
-        for one in line.oldest() {
+        let bars_long = self.has_long_enough(&head.wish.pool);
+        let (mut best, mut nearest, mut seen): (Match, Match, usize) = (None, None, 0);
+        for one in line.oldest().take(SCAN_MAX) {
+            if !one.wish.may_use(look.pod) || bars_long && self.is_long(&one.wish, look.pod) {
+                continue;
+            }
+            seen += 1;
+            if seen > WINDOW {
+                break;
+            }
             let (is_ready, prefill_us) = (may(one), one.wish.prefill_us(look.pod));
             if !is_ready && !is_idle {
                 continue;
             }
-            match self.fits(look, &one.wish, lines) {
-                Err(why) => shut = shut.or(Some(why)),
+            match self.fits(look, &one.wish) {
+                Err(why) => shut = shut.sooner(why),
                 Ok(()) if one.skips >= SKIPS_MAX => return Ok(Some(one.wish.ticket)),
                 Ok(()) if is_ready => {
                     let gain = one.wish.cold_us.saturating_sub(prefill_us);
@@ -134,11 +166,7 @@ impl Yard {
                 }
             }
         }
-        match (best.or(nearest), shut) {
-            (Some((_, ticket)), _) => Ok(Some(ticket)),
-            (None, Some(why)) => Err(why),
-            (None, None) => Ok(None),
-        }
+        best.or(nearest).map_or(Err(shut), |(_, ticket)| Ok(Some(ticket)))
     }
 
     /// What was promised on a pod.
@@ -173,6 +201,9 @@ impl Yard {
     pub(super) fn forget(&mut self, is_there: impl Fn(PodId) -> bool) {
         self.pods.retain(|pod, state| is_there(*pod) || state.promised.requests > 0);
         self.kept.retain(|_, pod| is_there(*pod));
+        for (_, state) in self.pods.iter_mut().filter(|(pod, _)| !is_there(**pod)) {
+            state.kept_for = None;
+        }
     }
 
     /// No pod is kept for this ticket any more; the one that was.

@@ -44,6 +44,10 @@ impl Filter for ContextLength {
             }
         }
     }
+
+    fn is_lasting(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

@@ -57,6 +57,10 @@ impl Filter for Expression {
             verdicts.fill(Verdict::Keep);
         }
     }
+
+    fn is_lasting(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

@@ -36,6 +36,10 @@ impl Filter for Label {
             }
         }
     }
+
+    fn is_lasting(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

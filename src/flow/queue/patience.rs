@@ -1,0 +1,133 @@
+//! Who may wait, and how long: bounds of classes, early refusal, the end of a wait, and when to come back.
+use std::time::Duration;
+
+use super::pool::Lines;
+use super::{Class, KEEP_AFTER, LARGE, LOOKS, Lane, Place, Pool, Queue, Room, Rooms, Timer, WhenFull, Wish};
+use super::{Effect, Key};
+use crate::base::{Mono, Rng};
+use crate::flow::{Reason, Refusal, TicketId};
+
+/// The look at half of a ticket's time may be late by so much.
+const LATE_LOOK: Duration = Duration::from_millis(10);
+/// Bounds of a `Retry-After` \[seconds\].
+const RETRY_AFTER_S: (f64, f64) = (1.0, 600.0);
+
+impl Queue {
+    /// Why one more must not wait.
+    pub(super) fn objection(&mut self, now: Mono, lane: &Lane, wish: &Wish) -> Option<Refusal> {
+        let limits = self.yard.classes.of(wish.class);
+        loop {
+            let (mut wait_s, mut is_first) = (0.0, true);
+            if let Some(lines) = self.lanes.get(lane) {
+                let ahead_us = lines.ahead_us(wish.class);
+                (wait_s, is_first) = (lines.time_for(ahead_us), ahead_us == 0);
+            }
+            let refused = |reason| Refusal { reason, retry_after: Some(retry_after(wish.ticket, wait_s)) };
+            let is_long = now.since(wish.arrived).as_secs_f64() + wait_s > limits.wait_max_s;
+            if !is_first && (self.is_hopeless(now, wish, wait_s) || is_long && !wish.is_again) {
+                return Some(refused(Reason::PredictedLate));
+            }
+            let (mut requests, mut bytes, mut cost_us) = (0, 0, 0);
+            for line in self.of_pool(&lane.pool).filter_map(|lines| lines.line(wish.class)) {
+                (requests, bytes, cost_us) =
+                    (requests + line.len() as u64, bytes + line.bytes(), cost_us + line.cost_us());
+            }
+            let is_full = requests >= u64::from(limits.requests_max)
+                || bytes + wish.body_bytes > limits.body_bytes_max
+                || requests > 0 && (cost_us + wish.cost_us) as f64 / 1e6 > limits.cost_s_max;
+            if !is_full {
+                return None;
+            }
+            let may_evict = limits.when_full == WhenFull::EvictLast && wish.body_bytes <= limits.body_bytes_max;
+            let last = self.lanes.get(lane).and_then(|lines| lines.line(wish.class)?.last());
+            let last = last.filter(|last| may_evict && last.wish.deadline > wish.deadline);
+            let Some(last) = last.map(|last| last.wish.ticket) else { return Some(refused(Reason::QueueFull)) };
+            self.refuse(now, last, Reason::QueueFull);
+        }
+    }
+
+    /// All lanes of a pool.
+    fn of_pool(&self, pool: &Pool) -> impl Iterator<Item = &Lines> {
+        let from = Lane { pool: Pool::clone(pool), bound: None };
+        let pool = Pool::clone(pool);
+        self.lanes.range(from..).take_while(move |(lane, _)| lane.pool == pool).map(|(_, lines)| lines)
+    }
+
+    /// Whether its turn, if it comes after so long \[seconds\], is too late for what it was promised.
+    fn is_hopeless(&self, now: Mono, wish: &Wish, turn_s: f64) -> bool {
+        let beyond = self.yard.settings.refuse_beyond;
+        let first_s = now.since(wish.arrived).as_secs_f64() + turn_s + wish.best_us() as f64 / 1e6;
+        wish.is_promised && !wish.is_again && beyond > 0.0 && first_s > beyond * wish.slack().as_secs_f64()
+    }
+
+    pub(super) fn refuse(&mut self, now: Mono, ticket: TicketId, reason: Reason) {
+        let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
+        let (lane, class) = (lane.clone(), *class);
+        let Some(lines) = self.lanes.get_mut(&lane) else { return };
+        let wait_s = lines.time_for(lines.ahead_us(class));
+        if let Some(gone) = lines.line_mut(class).and_then(|line| line.remove(ticket)) {
+            self.unlisted(now, &lane, &gone);
+        }
+        self.yard.let_go(ticket);
+        self.effects.push(Effect::Refuse(ticket, Refusal { reason, retry_after: Some(retry_after(ticket, wait_s)) }));
+    }
+
+    /// The time of a waiting ticket: is there still hope, and is it the last?
+    pub(super) fn check(&mut self, now: Mono, ticket: TicketId, rooms: &dyn Rooms) {
+        let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
+        let (lane, class) = (lane.clone(), *class);
+        let Some(lines) = self.lanes.get(&lane) else { return };
+        let Some(waiting) = lines.line(class).and_then(|line| line.get(ticket)) else { return };
+        let wish = &waiting.wish;
+        let until = wish.arrived.after(self.yard.classes.of(class).wait_max());
+        if now >= until {
+            return self.refuse(now, ticket, Reason::QueueTimeout);
+        }
+        let left_s = lines.time_for(waiting.mark.saturating_sub(lines.served_us(class)));
+        // Who waited for more than half of his time has not been told to come back, and is not any more.
+        let is_early = now.since(wish.arrived) <= wish.slack() / 2 + LATE_LOOK;
+        if is_early && self.is_hopeless(now, wish, left_s) {
+            return self.refuse(now, ticket, Reason::PredictedLate);
+        }
+        let is_in = |pod| wish.may_use(pod) && rooms.room(pod, now).is_some();
+        if wish.is_choosy() && !lines.pods.iter().any(|pod| is_in(*pod)) {
+            return self.release(now, &lane, Key { class, ticket });
+        }
+        let lacks_room = now.since(waiting.since) >= KEEP_AFTER;
+        let needs = wish.kv.0 as f64;
+        let is_large = |room: Room| needs > LARGE * room.capacity && needs + room.occupied > room.capacity;
+        let best = wish.places.first().map(|(pod, _)| *pod).filter(|_| lacks_room);
+        let kept = best.filter(|pod| rooms.room(*pod, now).is_some_and(is_large));
+        let is_top = class == Class::Interactive && wish.is_promised;
+        let next = wish.check_at(now, waiting.since, until);
+        if let Some(line) = self.lanes.get_mut(&lane).and_then(|lines| lines.line_mut(class)) {
+            line.check_again(ticket, next);
+            self.timers.insert((next, Timer::Ticket(ticket)));
+        }
+        if let Some(pod) = kept {
+            self.yard.keep(pod, ticket, class);
+        }
+        if is_top {
+            self.make_room(&lane);
+        }
+    }
+
+    /// Takes back the last that was granted of the last class where a lane waits, if nothing of it was committed.
+    fn make_room(&mut self, lane: &Lane) {
+        let Some(lines) = self.lanes.get(lane) else { return };
+        let is_here =
+            |ticket: &&TicketId| matches!(self.places.get(*ticket), Some(Place::Granted(one)) if lines.serves(one.pod));
+        let victim = self.recallable.iter().rev().take(LOOKS * LOOKS).find(is_here).copied();
+        if let Some(ticket) = victim {
+            self.recallable.remove(&ticket);
+            self.effects.push(Effect::Recall(ticket));
+        }
+    }
+}
+
+/// Time after which trying again makes sense: what is ahead will be taken by then. Spread, so that the refused do not come back
+/// together.
+fn retry_after(ticket: TicketId, wait_s: f64) -> Duration {
+    let spread = 0.9 + 0.3 * Rng::new(ticket.0).unit();
+    Duration::from_secs_f64((wait_s * spread).clamp(RETRY_AFTER_S.0, RETRY_AFTER_S.1).ceil())
+}
