@@ -56,7 +56,8 @@ fn text_of(answer: &Answer, is_stream: bool) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_one_of_four_pods_loses_no_uncommitted_request() {
-    let (gate, fleet) = Gate::with_pods(4, SimConfig::default(), "").await;
+    // A queue would soon keep them from the pod that is silent.
+    let (gate, fleet) = Gate::with_pods(4, SimConfig::default(), "flow: {queue: {enabled: false}}").await;
     for pod in &fleet.pods {
         pod.script(Script::always(Fault::SlowTokens(Duration::from_millis(20))));
     }

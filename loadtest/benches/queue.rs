@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tidegate::base::{Mono, PodId, Rng, Tokens};
 use tidegate::flow::queue::{Effect, Event};
-use tidegate::flow::{Class, ClassSettings, Classes, Pool, Queue, QueueSettings, Room, Rooms, TicketId, Wish};
+use tidegate::flow::{Class, ClassSettings, Classes, Pool, Queue, QueueSettings, Room, Rooms, Spot, TicketId, Wish};
 
 const PODS: u32 = 100;
 /// Requests of each part.
@@ -44,7 +44,7 @@ fn wish(number: u64, rng: &mut Rng, now: Mono) -> Wish {
         weight: 1.0,
         cost_us: 50_000 + rng.below(100_000),
         kv: Tokens(1_000),
-        places: vec![(pod, 50_000)],
+        places: vec![Spot { pod, prefill_us: 50_000, worse_us: 0 }],
         cold_us: 50_000,
         bound: None,
         is_restricted: false,

@@ -32,8 +32,8 @@ pub use keys::{BadKeys, Denied, Keys, tenant_name_problem};
 pub use limits::{Bounds, Charge, Limits, Used};
 pub use poison::{BodyKey, PoisonGuard};
 pub use queue::{
-    Backlog, Bound, ClassRules, ClassSettings, Classes, EngineState, Pool, Queue, QueueSettings, Room, Rooms, WhenFull,
-    Wish,
+    Backlog, Bound, ClassRules, ClassSettings, Classes, EngineState, Pool, Queue, QueueSettings, Room, Rooms, Spot,
+    WhenFull, Wish,
 };
 pub use refusal::{Reason, Refusal};
 pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, may_retry};

@@ -28,6 +28,8 @@ pub struct Load {
     streams: AtomicU32,
     plain: AtomicU32,
     coming: AtomicU32,
+    /// Prefills that wait at the gate for room there \[µs\].
+    held_us: AtomicU64,
     /// Something is held against the pod: its health needs a closer look.
     pub(super) is_uneasy: AtomicBool,
     pub(super) is_asleep: AtomicBool,
@@ -82,6 +84,8 @@ pub struct LoadNow {
     pub prefill_tokens: Tokens,
     /// Predicted time until all of that is done \[seconds\].
     pub wait_s: f64,
+    /// Time of the prefills that wait at the gate until the pod has room for them \[seconds\].
+    pub held_s: f64,
     /// Prompt tokens of everything in flight, and what it generated so far: each sequence's context added up.
     pub context_tokens: Tokens,
     /// Of these, generated.
@@ -110,6 +114,8 @@ pub struct Glance {
     pub decoding: f64,
     /// See [`LoadNow::wait_s`].
     pub wait_s: f64,
+    /// See [`LoadNow::held_s`].
+    pub held_s: f64,
     /// See [`LoadNow::context_tokens`].
     pub context_tokens: f64,
     /// See [`LoadNow::pinned_tokens`].
@@ -138,12 +144,18 @@ impl Load {
             coming: self.coming.load(Relaxed),
             prefill_tokens: Tokens((queue.tokens as f64 * left) as u64),
             wait_s: queue.wait(now),
+            held_s: self.held_us.load(Relaxed) as f64 * 1e-6,
             context_tokens: Tokens(context),
             generated_tokens: Tokens(generated),
             pinned_tokens: Tokens(context.saturating_sub(self.shared_tokens.load(Relaxed))),
             served: self.served.load(Relaxed),
             dispatched: self.dispatched.load(Relaxed),
         }
+    }
+
+    /// Prefills of so many microseconds wait at the gate for room there.
+    pub fn hold(&self, held_us: u64) {
+        self.held_us.store(held_us, Relaxed);
     }
 
     /// The counters as last booked: work that should be done by now still counts.
@@ -164,6 +176,7 @@ impl Load {
             requests: f64::from(requests),
             decoding: f64::from(requests.saturating_sub(prefilling) + self.coming.load(Relaxed)),
             wait_s: until.0.saturating_sub(now.0) as f64 * 1e-6,
+            held_s: self.held_us.load(Relaxed) as f64 * 1e-6,
             context_tokens: context as f64,
             pinned_tokens: context.saturating_sub(self.shared_tokens.load(Relaxed)) as f64,
             capacity: if capacity == 0 { f64::INFINITY } else { capacity as f64 },

@@ -31,10 +31,8 @@ const OVERRUNS_MAX: u32 = 16;
 /// Longest decision shown in a response header \[bytes\].
 const SHOWN_BYTES_MAX: usize = 4 * 1024;
 
-/// Pods of a decision that the queue may choose from, beside all others.
-const PLACES: usize = 4;
 /// Length of an answer of which nothing is known \[tokens\].
-pub(super) const OUTPUT_TOKENS: f64 = 300.0;
+pub const OUTPUT_TOKENS: f64 = 300.0;
 
 static OVERRUNS: AtomicU32 = AtomicU32::new(0);
 
@@ -54,6 +52,16 @@ pub(super) enum Part {
     Decode,
 }
 
+/// A pod where a request might go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) pod: PodId,
+    /// Tokens of the prompt that it is believed to hold.
+    pub(super) hit: Tokens,
+    /// For how long one would rather wait for the chosen pod \[seconds\], if the profile can tell.
+    pub(super) worse_s: Option<f64>,
+}
+
 /// Where a request goes, and what is booked there.
 pub(super) struct Choice {
     pub(super) pod: Arc<Pod>,
@@ -65,8 +73,8 @@ pub(super) struct Choice {
     pub(super) is_cold: bool,
     pub(super) marks: Option<Arc<Marks>>,
     pub(super) uses: [Option<u64>; 2],
-    /// This pod and the next best, with the tokens that each is believed to hold.
-    pub(super) places: Vec<(PodId, Tokens)>,
+    /// This pod and the next best.
+    pub(super) places: Vec<Place>,
     /// Pods were ruled out for what is asked, not for how they are: only `places` are known to be right.
     pub(super) is_restricted: bool,
     /// Length of an answer \[tokens\].
@@ -76,7 +84,7 @@ pub(super) struct Choice {
 impl Choice {
     /// The same on another pod.
     pub(super) fn on(mut self, pod: Arc<Pod>) -> Self {
-        self.hit = self.places.iter().find(|(place, _)| *place == pod.id).map_or(Tokens(0), |(_, hit)| *hit);
+        self.hit = self.places.iter().find(|place| place.pod == pod.id).map_or(Tokens(0), |place| place.hit);
         self.pod = pod;
         self
     }
@@ -187,10 +195,12 @@ impl<'a> Planner<'a> {
             is_cold: query.hits.is_empty(),
             marks: self.marks.clone(),
             uses: [query.request.adapter, query.request.grammar],
-            places: std::iter::once(pod.id)
-                .chain(decision.alternatives.iter())
-                .take(PLACES)
-                .map(|id| (id, hit_on(id)))
+            places: std::iter::once(Place { pod: pod.id, hit: hit_on(pod.id), worse_s: Some(0.0) })
+                .chain(decision.alternatives.all().map(|one| Place {
+                    pod: one.pod,
+                    hit: hit_on(one.pod),
+                    worse_s: one.worse_s,
+                }))
                 .collect(),
             is_restricted: decision.is_restricted || query.rank.is_some(),
             output: Request { step: Step::Whole, ..*query.request }.output(OUTPUT_TOKENS),

@@ -210,7 +210,7 @@ impl Waitroom {
             match effect {
                 Effect::Grant(granted, pod) if granted == ticket => own = Some(Call::Go(pod)),
                 Effect::Refuse(refused, refusal) if refused == ticket => own = Some(Call::Refused(refusal)),
-                other => inner.apply(other),
+                other => inner.apply(other, &fleet),
             }
         }
         let said = match own {
@@ -247,7 +247,7 @@ impl Waitroom {
             _ => {}
         }
         for effect in inner.queue.on(now(), event, &Books { gate, fleet: &fleet }) {
-            inner.apply(effect);
+            inner.apply(effect, &fleet);
         }
         self.arm(&inner);
     }
@@ -278,7 +278,7 @@ impl Waitroom {
             inner.queue.pools().filter(|pool| !fleet.by_model.contains_key(&pool.model)).cloned().collect();
         for pool in gone {
             for effect in inner.queue.on(now(), Event::Pods(pool, Vec::new()), &Books { gate, fleet }) {
-                inner.apply(effect);
+                inner.apply(effect, fleet);
             }
         }
         for (model, positions) in &fleet.by_model {
@@ -291,7 +291,7 @@ impl Waitroom {
                 let pods: Vec<PodId> = fleet.at(positions).filter(does).map(|pod| pod.id).collect();
                 let pool = Pool { model: model.clone(), is_prefill };
                 for effect in inner.queue.on(now(), Event::Pods(pool, pods), &Books { gate, fleet }) {
-                    inner.apply(effect);
+                    inner.apply(effect, fleet);
                 }
             }
         }
@@ -326,8 +326,9 @@ impl Waitroom {
 }
 
 impl Inner {
-    fn apply(&mut self, effect: Effect) {
+    fn apply(&mut self, effect: Effect, fleet: &Fleet) {
         match effect {
+            Effect::Holds(pod, held_us) => fleet.find(pod).into_iter().for_each(|pod| pod.load.hold(held_us)),
             // If nobody listens any more, what was sent is dropped, and the one who left says so himself.
             Effect::Grant(ticket, pod) => {
                 if let Some(called) = self.calls.remove(&ticket) {

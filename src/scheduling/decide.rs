@@ -4,7 +4,7 @@
 //! passed in, so deciding without detail does not allocate once they have grown. [`safe_mode`] is the answer when this
 //! file fails: it shares no code with the plug-ins and needs in-flight counts only.
 use super::candidates::Candidates;
-use super::decision::{ALTERNATIVES_MAX, Alternatives, Decision, Detail, Mode, Nobody};
+use super::decision::{ALTERNATIVES_MAX, Alternative, Alternatives, Decision, Detail, Mode, Nobody};
 use super::plugin::{Offer, Verdict};
 use super::profile::{NamedFilter, Profile, WeighedScorer};
 use super::request::{Context, Request};
@@ -45,7 +45,7 @@ pub fn decide(profile: &Profile, cx: &Context<'_>, rng: &mut Rng, detail: Detail
     let candidates = Candidates::new(cx.pods, &scratch.kept);
     let mut decision = Decision {
         chosen,
-        alternatives: runners_up(&scratch.offers, chosen, seed),
+        alternatives: runners_up(&scratch.offers, chosen, second_of(profile, cx.request), seed),
         mode: if is_pin_good { Mode::Pinned } else { mode_of(&candidates) },
         nobody: if chosen.is_some() { None } else { nobody },
         considered: cx.pods.len() as u32,
@@ -142,13 +142,22 @@ fn pick(profile: &Profile, cx: &Context<'_>, offers: &[Offer], seed: u64) -> Opt
     Some(offers.get(position).unwrap_or(first).pod)
 }
 
+/// What a second of waiting costs, if a scorer says so.
+fn second_of(profile: &Profile, request: &Request<'_>) -> Option<f64> {
+    let known = profile.scorers.iter().filter_map(|one| Some(one.weight * one.scorer.second(request)?));
+    Some(known.sum()).filter(|second| *second > 0.0)
+}
+
 /// The best offers besides the chosen; equals in an order drawn from the seed, so that retries spread.
-fn runners_up(offers: &[Offer], chosen: Option<PodId>, seed: u64) -> Alternatives {
+fn runners_up(offers: &[Offer], chosen: Option<PodId>, second: Option<f64>, seed: u64) -> Alternatives {
     let mut best: [Option<Offer>; ALTERNATIVES_MAX] = [None; ALTERNATIVES_MAX];
     let draw = |pod: PodId| Rng::new(seed ^ (u64::from(pod.0) << 1)).bits();
     let is_before =
         |a: &Offer, b: &Offer| a.cost < b.cost || (a.cost <= b.cost && (draw(a.pod), a.pod) < (draw(b.pod), b.pod));
     for offer in offers.iter().filter(|offer| Some(offer.pod) != chosen) {
+        if best.last().and_then(Option::as_ref).is_some_and(|last| !is_before(offer, last)) {
+            continue;
+        }
         let mut carried = *offer;
         for slot in &mut best {
             match slot {
@@ -161,7 +170,9 @@ fn runners_up(offers: &[Offer], chosen: Option<PodId>, seed: u64) -> Alternative
             }
         }
     }
-    Alternatives::new(best.iter().flatten().map(|offer| offer.pod))
+    let least = offers.iter().find(|offer| Some(offer.pod) == chosen).map(|offer| offer.cost);
+    let worse_s = |offer: &Offer| Some(((offer.cost - least?) / second?).max(0.0));
+    Alternatives::new(best.iter().flatten().map(|offer| Alternative { pod: offer.pod, worse_s: worse_s(offer) }))
 }
 
 fn mode_of(candidates: &Candidates<'_>) -> Mode {

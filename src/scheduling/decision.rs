@@ -10,7 +10,7 @@ use crate::base::PodId;
 /// Most rows of one decision, the chosen pod's included.
 pub const ROWS_MAX: usize = 16;
 /// Most alternatives kept in order.
-pub const ALTERNATIVES_MAX: usize = 4;
+pub const ALTERNATIVES_MAX: usize = 7;
 
 /// Whether to write down the reasons per pod. Off on the data path unless explain is asked for: rows allocate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,14 +95,23 @@ impl Nobody {
 }
 
 /// The next best pods after the chosen one, best first. Inline: making a decision does not allocate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Alternatives {
-    pods: [Option<PodId>; ALTERNATIVES_MAX],
+    pods: [Option<Alternative>; ALTERNATIVES_MAX],
+}
+
+/// One of the next best pods.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alternative {
+    /// Which.
+    pub pod: PodId,
+    /// For how long one would rather wait for the chosen pod \[seconds\]; `None` if the profile's costs are no times.
+    pub worse_s: Option<f64>,
 }
 
 impl Alternatives {
     /// Those of `pods` that fit.
-    pub fn new(pods: impl IntoIterator<Item = PodId>) -> Self {
+    pub fn new(pods: impl IntoIterator<Item = Alternative>) -> Self {
         let mut made = Self::default();
         for (slot, pod) in made.pods.iter_mut().zip(pods) {
             *slot = Some(pod);
@@ -112,6 +121,11 @@ impl Alternatives {
 
     /// All, best first.
     pub fn iter(&self) -> impl Iterator<Item = PodId> + '_ {
+        self.all().map(|one| one.pod)
+    }
+
+    /// All with what they are worse by, best first.
+    pub fn all(&self) -> impl Iterator<Item = Alternative> + '_ {
         self.pods.iter().copied().flatten()
     }
 }

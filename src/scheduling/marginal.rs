@@ -194,12 +194,12 @@ impl Ask {
                 *line = self.line(seen.step);
             }
             let load = line.request * requests + line.decoding * decoding + line.context * context;
-            return line.base + self.urgency * (seen.wait_s - self.lead_s()).max(0.0) + load;
+            return line.base + self.urgency * (seen.wait_s + seen.held_s - self.lead_s()).max(0.0) + load;
         }
         let place = Place {
             step: seen.step,
             hit: hit.min(self.prompt),
-            wait: seen.wait_s,
+            wait: seen.wait_s + seen.held_s,
             blur: 0.0,
             requests,
             decoding,
@@ -252,7 +252,7 @@ impl Ask {
         Place {
             step: pod.step,
             hit: (pod.hit + pod.guessed).min(self.prompt),
-            wait: pod.load.wait_s.max(opens),
+            wait: (pod.load.wait_s + pod.load.held_s).max(opens),
             blur: pod.blur,
             requests: f64::from(pod.load.requests) + foreign,
             decoding: f64::from(pod.load.decoding() + pod.peers_decoding + pod.load.coming) + foreign,

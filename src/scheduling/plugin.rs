@@ -90,6 +90,11 @@ pub trait Scorer: fmt::Debug + Send + Sync {
     /// its value. The terms of a candidate add up to its cost. Nothing for a scorer whose cost is one thing.
     fn terms(&self, _: &Context<'_>, _: &Candidates<'_>, _: &mut dyn FnMut(usize, &'static str, f64)) {}
 
+    /// What it counts a second that the request waits as; `None` if its costs are no times.
+    fn second(&self, _: &super::Request<'_>) -> Option<f64> {
+        None
+    }
+
     /// The constants by which it goes, if its cost is that of [`super::marginal`] and nothing else: lets the survey of a large
     /// fleet leave out the pods that can't be best.
     fn marginal(&self) -> Option<&Rates> {

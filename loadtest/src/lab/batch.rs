@@ -106,6 +106,11 @@ impl Batch {
         Self { cells, policies, seeds, traces, skipped, scripts: Mutex::default(), pool: Pool::new() }
     }
 
+    /// What is to be run.
+    pub(crate) fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
     /// Runs all.
     pub(crate) fn run(&self, threads: usize, report: &Report) -> io::Result<Outcome> {
         for (cell, why) in &self.skipped {

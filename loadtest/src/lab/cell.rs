@@ -10,6 +10,7 @@ use tidegate::sim::engine::{EngineSettings, StepCost};
 
 use super::inputs::Workload;
 use super::record::{End, Record};
+use super::script::Class;
 
 /// A frozen list of cells.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -48,6 +49,9 @@ pub(crate) struct Cell {
     /// What clients were promised: bounds of goodput.
     #[serde(default)]
     pub(crate) slo: Slo,
+    /// By class: so many times the promised time to the first token; 0: nothing is promised.
+    #[serde(default)]
+    pub(crate) promises: Promises,
     /// The same runs judged by other promises too, by name.
     #[serde(default)]
     pub(crate) slos: BTreeMap<String, Slo>,
@@ -142,6 +146,21 @@ impl Default for Slo {
     }
 }
 
+/// What classes are promised, against each other.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Promises {
+    pub(crate) interactive: f64,
+    pub(crate) standard: f64,
+    pub(crate) batch: f64,
+}
+
+impl Default for Promises {
+    fn default() -> Self {
+        Self { interactive: 1.0, standard: 1.0, batch: 1.0 }
+    }
+}
+
 /// The gates.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -163,7 +182,7 @@ impl Default for Gates {
 }
 
 /// What clients ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Clients {
     /// Share of requests that are streamed; of the others the gate sees nothing before the whole answer.
@@ -174,11 +193,27 @@ pub(crate) struct Clients {
     pub(crate) cached_told: bool,
     /// Share of sessions that go to pods without the gate, each request to any pod. They are not part of the results.
     pub(crate) foreign: f64,
+    /// Shares of sessions by tenant; empty: all are of one.
+    pub(crate) tenants: Vec<f64>,
+    /// Who is refused comes again when he was told to; else he goes on with what he would have asked next.
+    pub(crate) obeys: bool,
 }
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { streamed: 1.0, usage: 1.0, cached_told: true, foreign: 0.0 }
+        Self { streamed: 1.0, usage: 1.0, cached_told: true, foreign: 0.0, tenants: Vec::new(), obeys: false }
+    }
+}
+
+impl Clients {
+    /// The tenant of a session, by a draw in 0 to 1.
+    pub(crate) fn tenant(&self, draw: f64) -> u32 {
+        let mut left = draw * self.tenants.iter().sum::<f64>();
+        let at = self.tenants.iter().position(|share| {
+            left -= share;
+            left < 0.0
+        });
+        at.unwrap_or(0) as u32
     }
 }
 
@@ -194,14 +229,19 @@ pub(crate) struct Restart {
 
 impl Cell {
     /// What `slo` promises a client with such a prompt.
-    pub(crate) fn promise(&self, slo: &Slo, prompt_tokens: u64) -> base::Slo {
+    pub(crate) fn promise(&self, slo: &Slo, class: Class, prompt_tokens: u64) -> base::Slo {
+        let times = match class {
+            Class::Interactive => self.promises.interactive,
+            Class::Standard => self.promises.standard,
+            Class::Batch => self.promises.batch,
+        };
         let ttft_s = slo.ttft_s + slo.ttft_prefills * self.fleet.isolated_prefill_s(prompt_tokens);
-        base::Slo { ttft_s: Some(ttft_s), itl_s: Some(slo.itl_s) }
+        base::Slo { ttft_s: (times > 0.0).then_some(times * ttft_s), itl_s: Some(slo.itl_s) }
     }
 
     /// Did a request get what `slo` promises?
     pub(crate) fn is_good(&self, slo: &Slo, record: &Record) -> bool {
-        let promise = self.promise(slo, record.prompt_tokens);
+        let promise = self.promise(slo, record.class, record.prompt_tokens);
         let is_kept = |ttft_s| promise.missed(ttft_s, record.itl_s()) == (false, false);
         record.end == End::Good && record.ttft_s().is_some_and(is_kept)
     }
@@ -228,6 +268,12 @@ impl Fleet {
                 speed: turn(&self.speeds),
             },
         }
+    }
+
+    /// Pod-seconds that a request takes if nothing is cached: its prefill, and its part of the steps of its answer.
+    pub(crate) fn work_s(&self, prompt_tokens: u64, output_tokens: u64) -> f64 {
+        let step_us = self.decode_us + self.context_token_us * prompt_tokens as f64;
+        self.isolated_prefill_s(prompt_tokens) + step_us * output_tokens as f64 / 1e6
     }
 
     /// Seconds of a whole prefill on an idle pod of speed 1.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tidegate::api::{Anatomy, Api};
 use tidegate::base::{Mono, PodId, Rng, Slo, Tokens};
 use tidegate::disagg::{self, Around, Balance, Got, Pairs, Placed};
+use tidegate::flow::Queue;
 use tidegate::pods::{
     Attempt, Facts, Fleet, Leave, Lien, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
 };
@@ -22,10 +23,17 @@ use super::cell;
 use super::policies::Policy;
 use super::script::Class;
 
+mod queue;
+
+pub(crate) use queue::Terms;
+
 /// The only model of the lab.
 const MODEL: &str = "lab";
 /// Bound of the prefix index \[bytes\]: large enough for the largest cell, so that only the pods' capacity evicts.
 const INDEX_BYTES_MAX: usize = 4 << 30;
+
+/// Length of an answer of which nothing is known \[tokens\].
+const OUTPUT_TOKENS: f64 = tidegate::proxy::OUTPUT_TOKENS;
 
 /// How often the step times that were learnt are published to the pods.
 const REFRESH_US: u64 = 1_000_000;
@@ -81,6 +89,10 @@ pub(crate) struct Choice {
     is_cold: bool,
     marks: Option<Marks>,
     guesses: Guesses,
+    /// This pod and the next best: what each is believed to hold, and by how much it is worse \[s\].
+    places: Vec<(PodId, Tokens, Option<f64>)>,
+    /// Expected length of the answer \[tokens\].
+    output: f64,
 }
 
 /// What was booked for one attempt; what is not settled is given back when it is dropped.
@@ -233,6 +245,8 @@ pub(crate) struct Replica {
     rng: Rng,
     /// Whose turn it is, where pods are taken in turn.
     turn: Option<usize>,
+    /// Who waits here.
+    queue: Option<Queue>,
 }
 
 impl Replica {
@@ -268,6 +282,7 @@ impl Replica {
             desk: Desk::default(),
             rng: Rng::new(seed),
             turn: None,
+            queue: policy.queue.as_ref().map(|flow| Queue::new(flow.queue.clone(), flow.classes.clone())),
         }
     }
 
@@ -329,7 +344,10 @@ impl Replica {
             let at = fleet.pods.iter().position(|pod| pod.id == id)?;
             let leave = if matches!(decision.mode, Mode::Normal) { Leave::Granted } else { Leave::Forced };
             let (is_cold, marks) = (hits.is_empty(), marks.clone());
-            Some(Choice { at, part, leave, prompt, hit: hits.depth(id), is_cold, marks, guesses })
+            let others = decision.alternatives.all().map(|one| (one.pod, hits.depth(one.pod), one.worse_s));
+            let places = std::iter::once((id, hits.depth(id), Some(0.0))).chain(others).collect();
+            let output = request.expected_tokens.unwrap_or(OUTPUT_TOKENS);
+            Some(Choice { at, part, leave, prompt, hit: hits.depth(id), is_cold, marks, guesses, places, output })
         };
         if !fleet.has_prefill {
             let placed = place(Step::Whole, Handover::default());
@@ -361,6 +379,8 @@ impl Replica {
             is_cold: self.hits.is_empty(),
             marks: None,
             guesses: Guesses::default(),
+            places: Vec::new(),
+            output: OUTPUT_TOKENS,
         })
     }
 

@@ -7,6 +7,7 @@
 //! pods      engines, grouped in data-parallel ranks        record   what happened to each request
 //! oracle    what one pooled cache could have hit           summary  a log in figures
 //! policies  profiles by name                               batch    many runs on some threads
+//! flow      overload, with and without a queue   service  what classes and tenants got
 //! regret    how far from the best of each cell             paired   one cell against another, seed by seed
 //! peaks     loads that serve most good requests        report, plot   text, SVG
 //! sockets   the same cell over sockets
@@ -14,6 +15,7 @@
 //! The same cell, seed and profile give the same bytes of JSON. Gates see bytes only; engines count tokens.
 mod batch;
 mod cell;
+mod flow;
 mod gate;
 mod inputs;
 mod oracle;
@@ -27,6 +29,7 @@ mod regret;
 mod render;
 mod report;
 mod script;
+mod service;
 mod sockets;
 mod summary;
 #[cfg(test)]
@@ -50,6 +53,8 @@ pub(crate) struct Args {
 enum Command {
     /// Run policies on cells
     Run(RunArgs),
+    /// What becomes of overload with and without a queue at the gate
+    Flow(RunArgs),
     /// How far each policy is from the best of each cell, over results written with --json
     Regret(RegretArgs),
     /// Each cell against another one of the same results, seed by seed, within each policy
@@ -143,6 +148,7 @@ pub(crate) fn run(args: Args, report: &mut Report) -> io::Result<()> {
             }
             outcome.put(report)
         }
+        Command::Flow(args) => flow::run(&args, report)?.put(report),
         Command::Regret(args) => {
             let outcome = batch::Outcome::read(&args.files)?;
             let regrets = regret::Regrets::of(&outcome, &args.policies);

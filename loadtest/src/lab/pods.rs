@@ -75,6 +75,13 @@ impl Group {
         }
     }
 
+    /// Takes a job out, wherever it is.
+    pub(crate) fn abort(&mut self, rank: usize, id: u64) {
+        if let Some(engine) = self.ranks.get_mut(rank) {
+            engine.abort(id);
+        }
+    }
+
     /// How many of these blocks, from the first on, a rank has.
     pub(crate) fn cached_run(&self, rank: usize, blocks: &[u64]) -> usize {
         self.ranks.get(rank).map_or(0, |engine| engine.cached_run(blocks))

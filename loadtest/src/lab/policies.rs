@@ -5,7 +5,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::Value;
+use tidegate::flow::{Classes, QueueSettings};
 use tidegate::scheduling::{Profile, ProfileSettings};
 
 /// A profile under the name that reports use.
@@ -15,8 +17,18 @@ pub(crate) struct Policy {
     pub(crate) profile: Arc<Profile>,
     /// One pod or two, where there are prefill pods.
     pub(crate) disagg: tidegate::disagg::Settings,
+    /// Who waits at the gate; without it all go at once.
+    pub(crate) queue: Option<Flow>,
     /// Takes pods in turn; the profile is not asked.
     pub(crate) is_rotation: bool,
+}
+
+/// The part of a gate's section `flow` that the lab knows.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Flow {
+    pub(crate) queue: QueueSettings,
+    pub(crate) classes: Classes,
 }
 
 /// Taken in turn by the lab itself where no file describes it: a profile does not remember whose turn it is.
@@ -41,13 +53,15 @@ impl Policy {
     pub(crate) fn with(name: &str, settings: Value, is_rotation: bool) -> io::Result<Self> {
         let disagg = settings.get("disaggregation").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
         let disagg = serde_json::from_value(disagg).map_err(|error| bad(name, error))?;
+        let queue = settings.get("flow").cloned().map(serde_json::from_value).transpose();
+        let queue = queue.map_err(|error| bad(name, error))?;
         let settings: ProfileSettings =
             serde_json::from_value(profile_in(settings)).map_err(|error| bad(name, error))?;
         let profile = Profile::new(&settings).map_err(|problems| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             bad(name, problems.join("; "))
         })?;
-        Ok(Self { name: name.to_owned(), profile: Arc::new(profile), disagg, is_rotation })
+        Ok(Self { name: name.to_owned(), profile: Arc::new(profile), disagg, queue, is_rotation })
     }
 
     fn source(name: &str, folder: &Path) -> io::Result<String> {
@@ -72,7 +86,7 @@ fn profile_in(value: Value) -> Value {
     let routing = value.get("routing");
     let profile = routing.and_then(|routing| routing.get("profile"));
     let named = routing.and_then(|routing| routing.get("profiles")?.as_object()?.values().next());
-    let is_gate = routing.is_some() || value.get("disaggregation").is_some();
+    let is_gate = ["routing", "disaggregation", "flow"].iter().any(|section| value.get(section).is_some());
     match profile.or(named).cloned() {
         Some(profile) => profile,
         None if is_gate => Value::Object(serde_json::Map::new()),

@@ -2,6 +2,8 @@
 //! Times are virtual microseconds.
 use std::sync::Arc;
 
+use super::script::Class;
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum End {
@@ -12,7 +14,7 @@ pub(crate) enum End {
     Good,
     /// Its pod went away after the first token.
     Broken,
-    /// No pod took it: too large for any, or none left to try.
+    /// No pod took it: too large for any, or none left to try; or the queue refused it.
     Refused,
 }
 
@@ -32,6 +34,10 @@ pub(crate) struct Record {
     /// Tokens of the prompt that the gate believed to be cached.
     pub(crate) believed: u64,
     pub(crate) preempted: u32,
+    /// How urgent it was.
+    pub(crate) class: Class,
+    /// Whose it was.
+    pub(crate) tenant: u32,
     /// Did it come without the gate?
     pub(crate) is_foreign: bool,
     /// Pod that served it.
@@ -66,8 +72,17 @@ impl Record {
     }
 }
 
+/// One tenant at one instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Cost of what has ended so far \[µs of a pod\].
+    pub(crate) served_us: u64,
+    /// Requests that wait at gates.
+    pub(crate) waiting: u32,
+}
+
 /// The fleet at one instant.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sample {
     /// Requests in the fleet.
     pub(crate) requests: u32,
@@ -77,6 +92,8 @@ pub(crate) struct Sample {
     pub(crate) waiting: u32,
     /// Share of KV held by running requests.
     pub(crate) kv_used: f64,
+    /// Of each tenant, where there are several.
+    pub(crate) shares: Vec<Share>,
 }
 
 /// Counters of the engines at the end of a run.

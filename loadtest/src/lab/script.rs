@@ -3,6 +3,7 @@
 //! A piece is a stretch of one endless text that follows from its id, so pieces with the same id begin alike, as text and as
 //! tokens. `bytes_per_token` belongs to the piece: the same number of tokens is 2.5 to 5 times as many bytes, as content
 //! goes. Scripts are made once per cell and seed and shared by all policies; times are microseconds.
+use serde::{Deserialize, Serialize};
 use tidegate::base::Rng;
 
 /// A stretch of text.
@@ -43,7 +44,8 @@ pub(crate) enum Recipe {
 }
 
 /// How urgent a request is, as its client told the gate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Class {
     Interactive,
     #[default]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::cell::{Cell, Slo};
 use super::oracle::Oracle;
 use super::record::{End, Log, Record, gap_of_bin};
+use super::service::Service;
 
 /// Mean and percentiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -67,6 +68,9 @@ pub(crate) struct Summary {
     /// Requests waiting inside of engines, mean over time.
     pub(crate) waiting: f64,
     pub(crate) steps: u64,
+    /// How classes and tenants were served.
+    #[serde(default)]
+    pub(crate) service: Service,
     /// Left in the gates' books at the end; anything but 0 is a fault.
     pub(crate) leaked: u32,
 }
@@ -159,6 +163,7 @@ impl Summary {
             kv_used: over_time(|sample| sample.kv_used),
             waiting: over_time(|sample| f64::from(sample.waiting)),
             steps: log.totals.steps,
+            service: Service::of(&own, &log.samples, cell, seconds),
             leaked: log.totals.in_flight,
         }
     }

@@ -6,7 +6,7 @@ use super::batch::{Batch, Outcome, Run};
 use super::cell::{Cell, Suite};
 use super::policies::Policy;
 use super::render::{Answer, Pool, Tokens, body};
-use super::script::{Recipe, Role};
+use super::script::{Class, Recipe, Role};
 use super::summary::Summary;
 use crate::report::Report;
 
@@ -236,4 +236,32 @@ fn prompt_tokens(recipe: &Recipe) -> f64 {
 
 fn text_digest(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+}
+
+#[test]
+fn a_queue_at_the_gate_keeps_engines_from_queueing_and_loses_nobody() {
+    let cell = "{name: crowd, workload: {together: [{chat: {rate: 3, secs: 60, interactive_share: 0.4, think_s: 1}}, {mixed: {rate: 4, secs: 60, class: batch, long_prompt_share: 0.05}}]}, fleet: {pods: 2, kv_tokens: 200000}, clients: {tenants: [1, 3]}, slo: {itl_s: 9}, promises: {standard: 9, batch: 0}}";
+    let policies = [
+        "queue={flow: {queue: {refuse_beyond: 0}, classes: {interactive: {wait_max_s: 9000}, standard: {wait_max_s: 9000}}}}",
+        "fifo={}",
+    ];
+    let policies = policies.map(|text| Policy::of(text, Path::new("no-such-folder")).unwrap());
+    let cells = vec![self::cell(cell)];
+    let batch = Batch::with(cells, policies.into(), vec![1], fixtures(), Vec::new());
+    let outcome = batch.run(2, &Report::new(None)).unwrap();
+    let (queue, fifo) = (summary(&outcome, "queue"), summary(&outcome, "fifo"));
+    for one in [queue, fifo] {
+        assert_eq!((one.good, one.leaked, one.unfinished), (one.requests, 0, 0));
+    }
+    assert!(fifo.waiting > 4.0 && queue.waiting < 2.0, "{} {}", fifo.waiting, queue.waiting);
+    let p90 = |one: &Summary, class| one.service.classes[&class].ttft_s.p90;
+    assert!(
+        p90(queue, Class::Interactive) * 4.0 < p90(fifo, Class::Interactive),
+        "{:?} {:?}",
+        queue.service,
+        fifo.service
+    );
+    assert!(
+        queue.service.classes[&Class::Interactive].waited_s.p90 < queue.service.classes[&Class::Standard].waited_s.p90
+    );
 }

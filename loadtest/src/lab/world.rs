@@ -11,19 +11,21 @@ use std::sync::Arc;
 use tidegate::base::{Mono, PodId, Rng};
 use tidegate::disagg::Got;
 use tidegate::pods::{Outcome, Reading};
-use tidegate::sim::engine::{Event as EngineEvent, EventKind, Job};
+use tidegate::sim::engine::{Event as EngineEvent, EventKind, Job, Prompt};
 
 use super::cell::{Cell, Clients};
 use super::gate::{Asked, Planned, Replica, Told, Trial};
 use super::oracle::strided;
 use super::pods::{Group, Kv};
 use super::policies::Policy;
-use super::record::{End, Log, Record, Sample, Totals};
+use super::record::{End, Log, Record, Sample, Share, Totals};
 use super::render::{self, Answer, Made, Pool, Tokens};
 use super::script::{Script, mix};
 use legs::Course;
+use turns::Turn;
 
 mod legs;
+mod turns;
 
 /// Tries of one request.
 const TRIES_MAX: usize = 3;
@@ -42,6 +44,8 @@ enum Happening {
     Reading(u32, u32, u32, Box<Reading>),
     /// The KV of a request has reached its decoder.
     Handed(u32),
+    /// A gate's queue wanted to be asked again.
+    Alarm(u32),
     /// A pod restarts.
     Restart,
     /// Once per second.
@@ -54,6 +58,7 @@ struct Going {
     turn: usize,
     prompts: Vec<Option<Arc<Made>>>,
     is_foreign: bool,
+    tenant: u32,
 }
 
 /// A request under way; its place in the list is its number.
@@ -69,6 +74,10 @@ struct Flight {
     trial: Option<Trial>,
     /// If two pods serve it.
     course: Option<Course>,
+    /// While it waits at the gate.
+    waits: Option<Turn>,
+    /// The pod whose permit it has, if it needed one.
+    permit: Option<PodId>,
     tried: Vec<PodId>,
     last_token: u64,
 }
@@ -91,6 +100,9 @@ pub(crate) struct World<'a> {
     /// When the last handover out of a pod ends.
     links: Vec<u64>,
     lives_seen: Vec<Vec<u32>>,
+    /// When each gate's queue is asked next.
+    alarms: Vec<Option<Mono>>,
+    shares: Vec<Share>,
     gates: Vec<Replica>,
     rng: Rng,
     open: usize,
@@ -122,6 +134,8 @@ impl<'a> World<'a> {
             groups: (0..fleet.pods).map(|pod| Group::new(fleet.engine(pod), fleet.ranks)).collect(),
             links: Vec::new(),
             lives_seen: Vec::new(),
+            alarms: Vec::new(),
+            shares: vec![Share::default(); cell.clients.tenants.len()],
             gates: gates.collect(),
             rng: Rng::new(mix(seed, 0x3071D)),
             open: script.requests(),
@@ -138,7 +152,8 @@ impl<'a> World<'a> {
         let foreign = self.cell.clients.foreign;
         for number in 0..self.script.sessions.len() {
             let draw = Rng::new(mix(self.seed, 0xF0 + number as u64)).unit();
-            self.sessions.push(Going { is_foreign: draw < foreign, ..Going::default() });
+            let tenant = self.cell.clients.tenant(Rng::new(mix(self.seed, 0x7E00 + number as u64)).unit());
+            self.sessions.push(Going { is_foreign: draw < foreign, tenant, ..Going::default() });
             let session = self.script.sessions.get(number);
             let at =
                 session.map_or(0, |session| session.start_us + session.turns.first().map_or(0, |turn| turn.think_us));
@@ -153,6 +168,8 @@ impl<'a> World<'a> {
                 (0..ranks).for_each(|rank| gate.learn(at * ranks + rank, capacity, settings.block_tokens));
             }
         }
+        self.alarms = vec![None; self.gates.len()];
+        self.gates.iter_mut().for_each(|gate| gate.open(Mono::ZERO));
         self.lives_seen = vec![vec![0; self.groups.len()]; self.gates.len()];
         if self.cell.gate.scrape_ms > 0 {
             let period = self.cell.gate.scrape_ms * 1_000;
@@ -193,6 +210,7 @@ impl<'a> World<'a> {
                 Some(Happening::Scrape(gate, count)) => self.scrape(gate, count),
                 Some(Happening::Reading(gate, at, life, reading)) => self.reading(gate, at, life, *reading),
                 Some(Happening::Handed(number)) => self.brought(number as usize),
+                Some(Happening::Alarm(gate)) => self.alarm(gate),
                 Some(Happening::Restart) => self.restart(),
                 Some(Happening::Sample) => {
                     tick(self.script.requests() - self.open);
@@ -230,7 +248,7 @@ impl<'a> World<'a> {
         let flight = self.flights.len() as u64;
         let seed = mix(flight, mix(self.seed, 0xA45));
         let answer = Answer { seed, tokens: turn.output_tokens, reasoning: turn.reasoning_tokens };
-        let Clients { streamed, usage, .. } = self.cell.clients;
+        let &Clients { streamed, usage, .. } = &self.cell.clients;
         let draw = |what: u64| Rng::new(mix(seed, what)).unit();
         let is_streamed = draw(1) < streamed;
         let asked = if going.is_foreign {
@@ -245,6 +263,8 @@ impl<'a> World<'a> {
             prompt_tokens: prompt.tokens,
             output_tokens: u64::from(answer.tokens),
             is_foreign: going.is_foreign,
+            class: turn.class,
+            tenant: going.tenant,
             blocks: Some(strided(&prompt.blocks, self.tokens.block_tokens)),
             pinned,
             ..Record::default()
@@ -260,52 +280,67 @@ impl<'a> World<'a> {
             made: Some(made),
             trial: None,
             course: None,
+            waits: None,
+            permit: None,
             tried: Vec::new(),
             last_token: 0,
         });
         self.dispatch(flight as usize, prompt);
     }
 
-    /// Sends a request to a pod, or ends it if there is none.
-    fn dispatch(&mut self, number: usize, prompt: tidegate::sim::engine::Prompt) {
-        let ranks = self.cell.fleet.ranks.max(1) as usize;
+    /// Sends a request to a pod, or to the queue before it, or ends it if there is none.
+    fn dispatch(&mut self, number: usize, prompt: Prompt) {
         let Some(flight) = self.flights.get_mut(number) else { return };
-        let mut believed = 0;
         flight.course = None;
-        let at = if let Some(asked) = &flight.asked {
-            let Some(gate) = self.gates.get_mut(flight.gate as usize) else { return };
-            loop {
-                let is_over = flight.tried.len() >= TRIES_MAX;
-                let planned = if is_over { None } else { gate.choose(self.now, asked, &flight.tried) };
-                let (choice, decode) = match planned {
-                    Some(Planned::One(choice)) => (choice, None),
-                    Some(Planned::Two(prefill, decode)) => (prefill, Some(decode)),
-                    None => break None,
-                };
-                flight.tried.extend(gate.id(choice.at));
-                believed = choice.hit.0;
-                if let Some(trial) = gate.begin(self.now, asked, &choice) {
-                    flight.trial = Some(trial);
-                    let prefill = |decode| Course::Prefill { _room: gate.room(&decode), decode };
-                    flight.course = decode.map(prefill);
-                    break Some(choice.at);
-                }
-            }
-        } else {
-            Some(self.rng.below((self.groups.len() * ranks) as u64) as usize)
+        let Some(asked) = &flight.asked else {
+            let ranks = self.cell.fleet.ranks.max(1) as usize;
+            let at = self.rng.below((self.groups.len() * ranks) as u64) as usize;
+            flight.at = at as u32;
+            self.sent(number, at, 0, false);
+            return self.submit(number, at, prompt, Kv::Own);
         };
+        let Some(gate) = self.gates.get_mut(flight.gate as usize) else { return };
+        let is_over = flight.tried.len() >= TRIES_MAX;
+        let planned = if is_over { None } else { gate.choose(self.now, asked, &flight.tried) };
+        let (choice, decode) = match planned {
+            Some(Planned::One(choice)) => (choice, None),
+            Some(Planned::Two(prefill, decode)) => (prefill, Some(decode)),
+            None => return self.end(number, End::Refused),
+        };
+        if !gate.has_queue() || Replica::is_exempt(&choice) {
+            return self.go(number, Turn { choice, decode, prompt });
+        }
+        self.ask(number, Turn { choice, decode, prompt });
+    }
+
+    /// Sends a request where it was chosen to go.
+    fn go(&mut self, number: usize, turn: Turn) {
+        let Turn { choice, decode, prompt } = turn;
+        let Some(flight) = self.flights.get_mut(number) else { return };
+        let Some((gate, asked)) = self.gates.get(flight.gate as usize).zip(flight.asked.as_ref()) else { return };
+        flight.tried.extend(gate.id(choice.at));
+        let Some(trial) = gate.begin(self.now, asked, &choice) else {
+            self.permit_ends(number, Some(0));
+            return self.dispatch(number, prompt);
+        };
+        flight.trial = Some(trial);
+        flight.course = decode.map(|decode| Course::Prefill { _room: gate.room(&decode), decode });
+        flight.at = choice.at as u32;
         let is_remote = flight.course.is_some();
+        self.sent(number, choice.at, choice.hit.0, is_remote);
+        self.submit(number, choice.at, prompt, if is_remote { Kv::Kept } else { Kv::Own });
+    }
+
+    /// A request is on its way.
+    fn sent(&mut self, number: usize, at: usize, believed: u64, is_remote: bool) {
         if let Some(record) = self.log.records.get_mut(number) {
-            (record.sent, record.believed, record.pod) = (self.now.0, believed, at.unwrap_or(0) as u32);
+            (record.sent, record.believed, record.pod) = (self.now.0, believed, at as u32);
             record.is_remote = is_remote;
         }
-        let Some(at) = at else { return self.end(number, End::Refused) };
-        flight.at = at as u32;
-        self.submit(number, at, prompt, if is_remote { Kv::Kept } else { Kv::Own });
     }
 
     /// Gives a request, or a part of it, to an engine.
-    fn submit(&mut self, number: usize, at: usize, prompt: tidegate::sim::engine::Prompt, kv: Kv) {
+    fn submit(&mut self, number: usize, at: usize, prompt: Prompt, kv: Kv) {
         let ranks = self.cell.fleet.ranks.max(1) as usize;
         let Some(answer) = self.flights.get(number).map(|flight| flight.answer) else { return };
         let output_tokens = if kv == Kv::Kept { 1 } else { u64::from(answer.tokens) };
@@ -354,6 +389,7 @@ impl<'a> World<'a> {
                 if let Some(trial) = flight.trial.as_mut().filter(|_| flight.is_streamed) {
                     trial.answered(self.now);
                     trial.tokens(self.now, 1);
+                    self.committed(number);
                 }
             }
             EventKind::Token { .. } => {
@@ -386,6 +422,7 @@ impl<'a> World<'a> {
             trial.settled(self.now, flight.has_usage.then_some(told), has_reasoning, || render::text(pool, &piece));
         }
         self.promise_kept_or_not(number);
+        self.paid(number);
         self.end(number, End::Good);
     }
 
@@ -407,7 +444,7 @@ impl<'a> World<'a> {
             itl_s: (gaps > 0).then(|| since(first) / gaps as f64),
             prefill_pod_s: record.prefilled.map_or(0.0, |at| at.saturating_sub(record.arrived) as f64 / 1e6),
         };
-        gate.ended(&self.cell.promise(&self.cell.slo, record.prompt_tokens), &got);
+        gate.ended(&self.cell.promise(&self.cell.slo, record.class, record.prompt_tokens), &got);
     }
 
     /// A request is over: the session goes on.
@@ -416,8 +453,10 @@ impl<'a> World<'a> {
         (record.end, record.ended) = (end, self.now.0);
         flight.trial = None;
         flight.asked = None;
-        self.open -= 1;
         let session = flight.session;
+        self.permit_ends(number, None);
+        self.open -= 1;
+        let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get_mut(number)) else { return };
         let (made, answer) = (flight.made.take(), flight.answer);
         let Some((going, script)) =
             self.sessions.get_mut(session as usize).zip(self.script.sessions.get(session as usize))
@@ -478,7 +517,7 @@ impl<'a> World<'a> {
 
     fn reading(&mut self, gate: u32, at: u32, life: u32, reading: Reading) {
         let ranks = self.cell.fleet.ranks.max(1);
-        let Some(replica) = self.gates.get(gate as usize) else { return };
+        let Some(replica) = self.gates.get_mut(gate as usize) else { return };
         let place = (at / ranks) as usize;
         let seen = self.lives_seen.get_mut(gate as usize).and_then(|seen| seen.get_mut(place));
         if let Some(seen) = seen.filter(|seen| **seen != life) {
@@ -487,7 +526,9 @@ impl<'a> World<'a> {
                 replica.restarted(self.now, place * ranks as usize + rank as usize);
             }
         }
+        let effects = replica.was_read(self.now, at as usize, &reading);
         replica.read(at as usize, reading);
+        self.effects(gate, effects);
     }
 
     fn restart(&mut self) {
@@ -510,6 +551,8 @@ impl<'a> World<'a> {
                 continue;
             }
             record.first = None;
+            self.permit_ends(number, None);
+            let Some(flight) = self.flights.get(number) else { continue };
             let prompt = flight.made.as_ref().map(|made| self.tokens.prompt(made));
             if let Some(prompt) = prompt {
                 self.dispatch(number, prompt);
@@ -529,6 +572,7 @@ impl<'a> World<'a> {
             blocks += u64::from(stats.blocks);
         }
         sample.kv_used = used as f64 / blocks.max(1) as f64;
+        sample.shares.clone_from(&self.shares);
         self.log.samples.push(sample);
         self.plan(self.now.0 + 1_000_000, Happening::Sample);
     }

@@ -7,15 +7,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Wish;
+use super::room::Shut;
 use crate::base::{Mono, PodId};
 use crate::flow::TicketId;
 
 /// Tickets of the window in which a pod looks for a better match; and those that are looked at to find so many that may go there.
 pub(super) const WINDOW: usize = 64;
 pub(super) const SCAN_MAX: usize = 512;
+/// Younger ones that may be taken before a ticket.
+pub(super) const SKIPS_MAX: u8 = 8;
 /// Shares of late dispatches at which the order inside a tenant changes, and changes back; and the weight of one dispatch.
 const LATE: (f64, f64) = (0.2, 0.1);
 const LATE_GAIN: f64 = 0.02;
+/// With more tenants, what waits of each is not looked at to predict a wait.
+const TENANTS_SUMMED: usize = 256;
 /// Tenants that are remembered while nothing of theirs waits.
 const RESTING_MAX: usize = 1_024;
 
@@ -29,12 +34,25 @@ pub(super) struct Waiting {
     pub(super) since: Mono,
     /// How often a younger one was taken before it.
     pub(super) skips: u8,
-    /// When it may not be skipped any more.
-    pub(super) due: Mono,
+    /// Time in which its best pod will have done what is there and what is held for it \[microseconds\].
+    pub(super) opens_us: u64,
+    /// Why its best pod did not take it when it came.
+    pub(super) shut: Option<Shut>,
+    /// Longest time for which it waits for the best pod \[microseconds\].
+    pub(super) patience_us: u64,
     /// Cost that its model will have served its class and those before it when it is its turn \[microseconds\].
     pub(super) mark: u64,
     /// When it is looked at.
     pub(super) check: Mono,
+}
+
+impl Waiting {
+    /// Whether it may go to a pod by now: to its best at once, to others once it has waited for longer than that was worth.
+    pub(super) fn may_take(&self, pod: PodId, now: Mono) -> bool {
+        let worse_us = self.wish.worse_us(pod);
+        let waited_us = now.since(self.since).as_micros() as u64;
+        worse_us == 0 || self.skips >= SKIPS_MAX || waited_us >= (self.opens_us + worse_us).min(self.patience_us)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +62,9 @@ struct Tenant {
     /// By cost, then by arrival; only kept while the order is that.
     by_cost: BTreeMap<(u64, u64), TicketId>,
     start: u64,
+    /// What waits costs \[microseconds\], and the same ÷ weight.
+    cost_us: u64,
+    share_us: u64,
 }
 
 /// See the file.
@@ -61,9 +82,18 @@ pub(super) struct Line {
     late: f64,
     is_shortest_first: bool,
     cost_us: u64,
+    /// Most that one was charged since nobody waited \[microseconds ÷ weight\].
+    largest_us: u64,
     bytes: u64,
     /// Least KV that any needs who came since nobody waited \[tokens\].
     least_kv: u64,
+}
+
+impl Tenant {
+    /// Its tickets in the order in which they go.
+    fn in_turn(&self, is_shortest_first: bool) -> impl Iterator<Item = &TicketId> {
+        if is_shortest_first { self.by_cost.values() } else { self.by_deadline.values() }
+    }
 }
 
 impl Line {
@@ -77,6 +107,17 @@ impl Line {
 
     pub(super) const fn cost_us(&self) -> u64 {
         self.cost_us
+    }
+
+    /// What is served before one more of a tenant that costs so much: all that it has waiting, and of others no more than their share
+    /// meanwhile \[microseconds\].
+    pub(super) fn ahead_us(&self, wish: &Wish) -> u64 {
+        if self.tenants.len() > TENANTS_SUMMED {
+            return self.cost_us;
+        }
+        let own = self.tenants.get(&wish.tenant).map_or(0, |tenant| tenant.share_us) + wish.share_us(wish.cost_us);
+        let part = |tenant: &Tenant| (own as f64 / tenant.share_us.max(1) as f64).min(1.0) * tenant.cost_us as f64;
+        self.tenants.values().map(|tenant| part(tenant) as u64).sum()
     }
 
     pub(super) const fn least_kv(&self) -> u64 {
@@ -95,13 +136,19 @@ impl Line {
         let (ticket, wish) = (waiting.wish.ticket, &waiting.wish);
         self.cost_us += wish.cost_us;
         self.bytes += wish.body_bytes;
-        self.least_kv = if self.waiting.is_empty() { wish.kv.0 } else { self.least_kv.min(wish.kv.0) };
+        if self.waiting.is_empty() {
+            (self.largest_us, self.least_kv) = (0, wish.kv.0);
+        }
+        self.largest_us = self.largest_us.max(wish.share_us(wish.cost_us));
+        self.least_kv = self.least_kv.min(wish.kv.0);
         let tenant = self.tenants.entry(Arc::clone(&wish.tenant)).or_default();
         if tenant.by_deadline.is_empty() {
             tenant.start = self.virtual_time.max(self.resting.remove(&wish.tenant).unwrap_or(0));
             self.starts.insert((tenant.start, Arc::clone(&wish.tenant)));
         }
         tenant.by_deadline.insert((wish.deadline.0, waiting.number), ticket);
+        tenant.cost_us += wish.cost_us;
+        tenant.share_us += wish.share_us(wish.cost_us);
         if self.is_shortest_first {
             tenant.by_cost.insert((wish.cost_us, waiting.number), ticket);
         }
@@ -112,9 +159,7 @@ impl Line {
     /// The one whose turn it is.
     pub(super) fn head(&self) -> Option<&Waiting> {
         let tenant = self.tenants.get(&self.starts.first()?.1)?;
-        let first = if self.is_shortest_first { tenant.by_cost.first_key_value() } else { None };
-        let (_, ticket) = first.or_else(|| tenant.by_deadline.first_key_value())?;
-        self.waiting.get(ticket)
+        self.waiting.get(tenant.in_turn(self.is_shortest_first).next()?)
     }
 
     /// The one that is due last: the latest deadline of the tenant whose turn comes last.
@@ -136,6 +181,8 @@ impl Line {
         self.bytes -= gone.wish.body_bytes;
         if let Some(tenant) = self.tenants.get_mut(&gone.wish.tenant) {
             tenant.by_deadline.remove(&(gone.wish.deadline.0, gone.number));
+            tenant.cost_us -= gone.wish.cost_us;
+            tenant.share_us -= gone.wish.share_us(gone.wish.cost_us);
             tenant.by_cost.remove(&(gone.wish.cost_us, gone.number));
             if tenant.by_deadline.is_empty() {
                 let start = tenant.start;
@@ -165,17 +212,33 @@ impl Line {
         }
     }
 
-    /// Passes over those older than this one that could have gone to the pod as well.
-    pub(super) fn skip_before(&mut self, ticket: TicketId, pod: PodId) {
-        let Some(number) = self.waiting.get(&ticket).map(|taken| taken.number) else { return };
-        let mut passed = 0;
-        for (_, older) in self.by_age.range(..number).take(SCAN_MAX) {
-            if let Some(waiting) = self.waiting.get_mut(older).filter(|one| one.wish.may_use(pod)) {
+    /// In the order of their turns, with the start tags of their tenants: no more than a window of each tenant.
+    pub(super) fn in_turn(&self) -> impl Iterator<Item = (u64, &Waiting)> {
+        let tenants = self.starts.iter().filter_map(|(start, name)| Some((*start, self.tenants.get(name)?)));
+        let tickets = tenants.flat_map(|(start, tenant)| {
+            tenant.in_turn(self.is_shortest_first).take(WINDOW).map(move |ticket| (start, ticket))
+        });
+        tickets.filter_map(|(start, ticket)| Some((start, self.waiting.get(ticket)?)))
+    }
+
+    /// Start tags up to which a tenant may go before the first: then two of them never part by more than the largest request twice.
+    pub(super) fn within(&self) -> u64 {
+        self.starts.first().map_or(0, |(start, _)| start.saturating_add(self.largest_us))
+    }
+
+    /// One is taken before others: those of its tenant that would have gone to the pod as well, and the first of each tenant whose turn
+    /// it was before.
+    pub(super) fn skip_before(&mut self, ticket: TicketId, pod: PodId, now: Mono) {
+        let Some(name) = self.waiting.get(&ticket).map(|taken| Arc::clone(&taken.wish.tenant)) else { return };
+        let before = self.starts.iter().map(|(_, name)| name).take_while(|other| **other != name).take(WINDOW);
+        let heads = before.filter_map(|other| self.tenants.get(other)?.in_turn(self.is_shortest_first).next().copied());
+        let own = self.tenants.get(&name).into_iter().flat_map(|tenant| tenant.in_turn(self.is_shortest_first));
+        let own = own.copied().take_while(|other| *other != ticket).take(WINDOW);
+        let passed: Vec<TicketId> = heads.chain(own).collect();
+        for other in passed {
+            let Some(waiting) = self.waiting.get_mut(&other) else { continue };
+            if waiting.wish.tenant != name || waiting.wish.may_use(pod) && waiting.may_take(pod, now) {
                 waiting.skips = waiting.skips.saturating_add(1);
-                passed += 1;
-            }
-            if passed == WINDOW {
-                return;
             }
         }
     }

@@ -8,11 +8,13 @@
 //!            │   class (first strictly, the others by weight, floors for all) → lane (turns by cost)
 //!            │                → tenant (start-time fair queueing by cost) → earliest deadline, or the cheapest while most are late
 //!            ▼ a pod has room again: first token, end, reading, time
-//!          the head, if this is its best pod or it has waited for that long enough; else the best match of the oldest 64 ──► Grant
+//!          the head, if this is its best pod or it has waited for that long enough; else the best match of the next 64 ──► Grant
 //! ```
 //! Whether a pod has room is asked of [`Rooms`] and judged by its valve (`room`); what was granted counts there until it is `Booked`.
-//! A ticket waits for its best pod no longer than computing its prefix again would take, a quarter of its time, or 8 younger ones
-//! that were taken before it; a pod without work takes anybody. One that needs more KV than is free anywhere has a pod kept for it.
+//! A ticket goes to a worse pod once it has waited for as long as its best pod was expected to need for room and the other is worse by,
+//! or for a quarter of its time, or 8 others were taken before it; a pod without work takes anybody. A pod takes the best match of the
+//! next 64 whose turn it is, of tenants that are no more than the largest request ahead of the first. One that needs more KV than is
+//! free anywhere has a pod kept for it.
 //!
 //! Every granted ticket must be `Over` once, or `Left`. Events of unknown tickets change nothing.
 mod line;
@@ -37,7 +39,7 @@ use room::{LOOK_EVERY, Shut};
 pub use settings::{ClassRules, ClassSettings, Classes, QueueSettings, WhenFull};
 
 use wish::Lane;
-pub use wish::{Backlog, Bound, Effect, Event, Pool, Rooms, Wish};
+pub use wish::{Backlog, Bound, Effect, Event, Pool, Rooms, Spot, Wish};
 use yard::{Look, Yard};
 
 use super::{Class, TicketId};
@@ -94,6 +96,8 @@ pub struct Queue {
     recallable: BTreeSet<TicketId>,
     timers: BTreeSet<(Mono, Timer)>,
     numbers: u64,
+    /// Why the pod that was asked last was shut.
+    shut: Option<Shut>,
     effects: Vec<Effect>,
 }
 
@@ -108,6 +112,7 @@ impl Queue {
             recallable: BTreeSet::new(),
             timers: BTreeSet::new(),
             numbers: 0,
+            shut: None,
             effects: Vec::new(),
         }
     }
@@ -167,7 +172,7 @@ impl Queue {
                     body_bytes: sum.body_bytes + line.bytes(),
                     cost_s: sum.cost_s + line.cost_us() as f64 / 1e6,
                     oldest_s: sum.oldest_s.max(oldest_s),
-                    wait_s: sum.wait_s.max(lines.time_for(lines.ahead_us(class))),
+                    wait_s: sum.wait_s.max(lines.time_for(lines.waiting_us(class))),
                 };
             }
         }
@@ -179,19 +184,22 @@ impl Queue {
             return;
         }
         let lane = wish.lane();
-        let best = wish.places.first().map(|(pod, _)| *pod);
-        if let Some(pod) = best.filter(|pod| self.goes_at_once(now, &lane, &wish, *pod, rooms)) {
+        if let Some(pod) = wish.best().filter(|pod| self.goes_at_once(now, &lane, &wish, *pod, rooms)) {
             if let Some(lines) = self.lanes.get_mut(&lane) {
-                lines.granted(wish.class, wish.cost_us, now);
+                lines.granted(wish.class, wish.cost_us, now, &self.yard.classes);
             }
-            return self.grant(&wish, pod, false);
+            return self.grant(now, &wish, pod, None);
         }
         if let Some(refusal) = self.objection(now, &lane, &wish) {
             return self.effects.push(Effect::Refuse(wish.ticket, refusal));
         }
         let ticket = wish.ticket;
-        let looks: Vec<PodId> = wish.places.iter().map(|(pod, _)| *pod).collect();
-        let others = self.enqueue(now, lane, wish);
+        let looks: Vec<PodId> = wish.places.iter().map(|spot| spot.pod).collect();
+        let opens_us = wish.best().map_or(0, |pod| {
+            let wait_s = rooms.room(pod, now).map_or(0.0, |room| room.wait_s);
+            (wait_s * 1e6) as u64 + self.yard.held_us(pod)
+        });
+        let others = self.enqueue(now, lane, wish, opens_us);
         for pod in looks.into_iter().chain(others) {
             if !matches!(self.places.get(&ticket), Some(Place::Waits(..))) {
                 break;
@@ -202,16 +210,29 @@ impl Queue {
         }
     }
 
-    /// Whether nobody is before it and its best pod has room, or nothing is won by waiting.
+    /// Whether nobody is before it and its best pod has room, or nothing is won by waiting. Before the first class is only who is of
+    /// it too.
     fn goes_at_once(&mut self, now: Mono, lane: &Lane, wish: &Wish, pod: PodId, rooms: &dyn Rooms) -> bool {
         if !self.yard.settings.enabled {
             return true;
         }
-        if self.backlogged.contains(lane) {
+        let is_top = wish.class == Class::Interactive;
+        let is_behind = self.backlogged.contains(lane) && {
+            let line = self.lanes.get(lane).and_then(|lines| lines.line(wish.class));
+            !is_top || line.is_some_and(|line| !line.is_empty())
+        };
+        if is_behind && !is_top {
             return false;
         }
-        let Some(room) = rooms.room(pod, now) else { return self.is_out(lane, now, rooms) };
-        self.yard.fits(&Look { now, pod, room, rooms }, wish).is_ok()
+        let Some(room) = rooms.room(pod, now) else { return !is_behind && self.is_out(lane, now, rooms) };
+        let look = Look { now, pod, room, rooms };
+        let found = self.yard.fits(&look, wish);
+        self.shut = found.err();
+        let goes = !is_behind && found.is_ok();
+        if is_top && goes {
+            self.yard.met(pod, wish, None, (room.wait_s * 1e6) as u64);
+        }
+        goes
     }
 
     /// Whether a pod has room for one that just came. Those before it were offered to the pod when it last changed; if it has none it
@@ -231,18 +252,29 @@ impl Queue {
     }
 
     /// Puts it into its line; pods beside its best ones that it may look at.
-    fn enqueue(&mut self, now: Mono, lane: Lane, wish: Wish) -> Vec<PodId> {
+    fn enqueue(&mut self, now: Mono, lane: Lane, wish: Wish, opens_us: u64) -> Vec<PodId> {
         self.numbers += 1;
-        let saves = Duration::from_micros(wish.cold_us.saturating_sub(wish.best_us()));
-        let due = now.after(saves.min(wish.slack().mul_f64(SKIP_SHARE)));
+        let patience_us = wish.slack().mul_f64(SKIP_SHARE).as_micros() as u64;
         let (ticket, class) = (wish.ticket, wish.class);
         let last = wish.arrived.after(self.yard.classes.of(class).wait_max());
         let check = wish.check_at(now, now, last);
         self.timers.insert((check, Timer::Ticket(ticket)));
         let lines = self.lanes.entry(lane.clone()).or_insert_with(|| Lines::of(lane.bound.map(|bound| bound.pod)));
-        let mark = lines.served_us(class) + lines.ahead_us(class);
+        let mark = lines.served_us(class) + lines.ahead_us(&wish);
         if let Some(line) = lines.line_mut(class) {
-            line.push(Waiting { number: self.numbers, since: now, skips: 0, due, mark, check, wish });
+            let number = self.numbers;
+            self.effects.extend(self.yard.held(&wish, true));
+            line.push(Waiting {
+                number,
+                since: now,
+                skips: 0,
+                opens_us,
+                shut: self.shut.take(),
+                patience_us,
+                mark,
+                check,
+                wish,
+            });
         }
         lines.note_backlog(now);
         let count = lines.pods.len();
@@ -306,16 +338,22 @@ impl Queue {
         if let Some(line) = lines.line_mut(key.class)
             && line.head().is_some_and(|head| head.wish.ticket != key.ticket)
         {
-            line.skip_before(key.ticket, pod);
+            line.skip_before(key.ticket, pod, now);
         }
         let Some(served) = lines.serve(&key, now, &self.yard.classes) else { return };
+        if key.class == Class::Interactive
+            && let Some(best) = served.wish.best()
+        {
+            self.yard.met(best, &served.wish, served.shut, now.since(served.since).as_micros() as u64);
+        }
         self.unlisted(now, lane, &served);
-        self.grant(&served.wish, pod, true);
+        self.grant(now, &served.wish, pod, Some(now.since(served.since)));
     }
 
     /// A ticket has left its line.
     fn unlisted(&mut self, now: Mono, lane: &Lane, gone: &Waiting) {
         self.places.remove(&gone.wish.ticket);
+        self.effects.extend(self.yard.held(&gone.wish, false));
         self.timers.remove(&(gone.check, Timer::Ticket(gone.wish.ticket)));
         let Some(lines) = self.lanes.get_mut(lane) else { return };
         lines.note_backlog(now);
@@ -327,9 +365,10 @@ impl Queue {
         }
     }
 
-    fn grant(&mut self, wish: &Wish, pod: PodId, is_charged: bool) {
+    /// Grants a ticket after such a wait, or at once.
+    fn grant(&mut self, now: Mono, wish: &Wish, pod: PodId, waited: Option<Duration>) {
         let wait_s = wish.prefill_us(pod) as f64 / 1e6;
-        let is_long = self.yard.begins(wish, pod);
+        let is_long = self.yard.begins(now, wish, pod, waited.unwrap_or_default());
         self.yard.promise(pod, wish.ticket, wait_s, wish.kv);
         let granted = Granted {
             lane: wish.lane(),
@@ -340,7 +379,7 @@ impl Queue {
             cost_us: wish.cost_us,
             wait_s,
             kv: wish.kv,
-            is_charged,
+            is_charged: waited.is_some(),
             is_booked: false,
             is_committed: false,
             is_long,
@@ -367,7 +406,7 @@ impl Queue {
             return;
         }
         if std::mem::take(&mut granted.is_long) {
-            self.yard.long_ended(&granted.lane.pool);
+            self.yard.long_ended(&granted.lane.pool, granted.pod);
         }
         let pod = granted.pod;
         if let Some(room) = rooms.room(pod, now) {
@@ -398,7 +437,7 @@ impl Queue {
         self.recallable.remove(&ticket);
         let Some(Place::Granted(granted)) = self.places.remove(&ticket) else { return };
         if granted.is_long {
-            self.yard.long_ended(&granted.lane.pool);
+            self.yard.long_ended(&granted.lane.pool, granted.pod);
         }
         // What went at once was never charged: nobody else had work then.
         let line = self.lanes.get_mut(&granted.lane).and_then(|lines| lines.line_mut(granted.class));
@@ -447,7 +486,7 @@ impl Queue {
     fn release(&mut self, now: Mono, lane: &Lane, key: Key) {
         let Some(lines) = self.lanes.get(lane) else { return };
         let Some(waiting) = lines.line(key.class).and_then(|line| line.get(key.ticket)) else { return };
-        let pod = waiting.wish.places.first().map(|(pod, _)| *pod).or_else(|| lines.pods.first().copied());
+        let pod = waiting.wish.best().or_else(|| lines.pods.first().copied());
         self.send(now, lane, key, pod.unwrap_or(PodId(0)));
     }
 

@@ -19,7 +19,7 @@ impl Queue {
         loop {
             let (mut wait_s, mut is_first) = (0.0, true);
             if let Some(lines) = self.lanes.get(lane) {
-                let ahead_us = lines.ahead_us(wish.class);
+                let ahead_us = lines.ahead_us(wish);
                 (wait_s, is_first) = (lines.time_for(ahead_us), ahead_us == 0);
             }
             let refused = |reason| Refusal { reason, retry_after: Some(retry_after(wish.ticket, wait_s)) };
@@ -64,7 +64,8 @@ impl Queue {
         let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
         let (lane, class) = (lane.clone(), *class);
         let Some(lines) = self.lanes.get_mut(&lane) else { return };
-        let wait_s = lines.time_for(lines.ahead_us(class));
+        let waiting = lines.line(class).and_then(|line| line.get(ticket));
+        let wait_s = waiting.map_or(0.0, |waiting| lines.time_for(lines.ahead_us(&waiting.wish)));
         if let Some(gone) = lines.line_mut(class).and_then(|line| line.remove(ticket)) {
             self.unlisted(now, &lane, &gone);
         }
@@ -96,16 +97,16 @@ impl Queue {
         let lacks_room = now.since(waiting.since) >= KEEP_AFTER;
         let needs = wish.kv.0 as f64;
         let is_large = |room: Room| needs > LARGE * room.capacity && needs + room.occupied > room.capacity;
-        let best = wish.places.first().map(|(pod, _)| *pod).filter(|_| lacks_room);
+        let best = wish.best().filter(|_| lacks_room);
         let kept = best.filter(|pod| rooms.room(*pod, now).is_some_and(is_large));
+        if let Some(pod) = kept {
+            self.yard.keep(pod, wish);
+        }
         let is_top = class == Class::Interactive && wish.is_promised;
         let next = wish.check_at(now, waiting.since, until);
         if let Some(line) = self.lanes.get_mut(&lane).and_then(|lines| lines.line_mut(class)) {
             line.check_again(ticket, next);
             self.timers.insert((next, Timer::Ticket(ticket)));
-        }
-        if let Some(pod) = kept {
-            self.yard.keep(pod, ticket, class);
         }
         if is_top {
             self.make_room(&lane);

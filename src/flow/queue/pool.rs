@@ -1,4 +1,5 @@
 //! All classes of one lane: whose turn it is, how fast they are served, and what is behind whom.
+use super::Wish;
 use super::line::{Line, Waiting};
 use super::settings::Classes;
 use crate::base::{Mono, PodId};
@@ -100,22 +101,22 @@ impl Lines {
         if let Some(share) = self.shares.get_mut(at) {
             *share = (*share).max(least.unwrap_or(0)) + (cost_us as f64 / classes.of(class).weight) as u64;
         }
-        for other in Class::ALL {
-            let gain = classes.of(other).floor_share * cost_us as f64;
-            let has = had_work.get(other as usize).copied().unwrap_or(false);
-            if let Some(credit) = self.credits.get_mut(other as usize) {
-                *credit = if has { (*credit + gain).min(CREDIT_MAX) } else { 0.0 };
-            }
-        }
-        if let Some(credit) = self.credits.get_mut(at) {
-            *credit = (*credit - cost_us as f64).max(0.0);
-        }
-        self.granted(class, cost_us, now);
+        self.granted(class, cost_us, now, classes);
         Some(served)
     }
 
     /// Something was granted, after a wait or without.
-    pub(super) fn granted(&mut self, class: Class, cost_us: u64, now: Mono) {
+    pub(super) fn granted(&mut self, class: Class, cost_us: u64, now: Mono, classes: &Classes) {
+        for other in Class::ALL {
+            let gain = classes.of(other).floor_share * cost_us as f64;
+            let has = self.line(other).is_some_and(|line| !line.is_empty());
+            if let Some(credit) = self.credits.get_mut(other as usize) {
+                *credit = if has { (*credit + gain).min(CREDIT_MAX) } else { 0.0 };
+            }
+        }
+        if let Some(credit) = self.credits.get_mut(class as usize) {
+            *credit = (*credit - cost_us as f64).max(0.0);
+        }
         self.tag += cost_us;
         if let Some(served) = self.served.get_mut(class as usize) {
             *served += cost_us;
@@ -129,10 +130,16 @@ impl Lines {
         self.pace.note(waits, now);
     }
 
-    /// Cost that is served before one of this class that comes now \[microseconds\]. Floors and weights below the first class are
-    /// left out: what they let pass is small against it.
-    pub(super) fn ahead_us(&self, class: Class) -> u64 {
+    /// Cost of a class and those before it \[microseconds\].
+    pub(super) fn waiting_us(&self, class: Class) -> u64 {
         self.by_class.iter().take(class as usize + 1).map(Line::cost_us).sum()
+    }
+
+    /// Cost that is served before one that comes now \[microseconds\]. Floors and weights below the first class are left out: what they
+    /// let pass is small against it.
+    pub(super) fn ahead_us(&self, wish: &Wish) -> u64 {
+        let before: u64 = self.by_class.iter().take(wish.class as usize).map(Line::cost_us).sum();
+        before + self.line(wish.class).map_or(0, |line| line.ahead_us(wish))
     }
 
     /// Cost that was granted to this class and those before it \[microseconds\].

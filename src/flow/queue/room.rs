@@ -23,6 +23,11 @@ const RAISE: f64 = 0.05;
 const FILL_MIN: f64 = 0.5;
 const FILL_CUT: f64 = 0.03;
 const FILL_RAISE: f64 = 0.002;
+/// What the other classes leave more each time the first finds no room, less each time it does, and at most: of the KV cache, and of
+/// the queued prefill.
+const LEFT_MORE: f64 = 0.02;
+const LEFT_LESS: f64 = 0.002;
+const LEFT_MAX: (f64, f64) = (0.3, 0.95);
 /// Requests that may be overdue.
 const OVERDUE_MAX: u32 = 1;
 /// Bounds of the window; it begins at the least.
@@ -129,6 +134,9 @@ pub(super) struct Valve {
     /// More than may be was overdue at the last look.
     is_overdue: bool,
     preemptions: Option<u64>,
+    /// Part of the KV cache, and of the queued prefill, that the other classes leave to the first.
+    left_kv: f64,
+    left_wait: f64,
     /// It was shut for its queue, or for KV, since the last reading.
     was_shut: bool,
 }
@@ -155,6 +163,8 @@ impl Default for Valve {
             in_time: 0,
             is_overdue: false,
             preemptions: None,
+            left_kv: 0.0,
+            left_wait: 0.0,
             was_shut: false,
         }
     }
@@ -200,6 +210,24 @@ impl Valve {
     /// KV that may still be filled \[tokens\].
     pub(super) fn free(&self, room: &Room, promised: &Promised, fill_share: f64) -> f64 {
         fill_share * self.fill * room.capacity - room.occupied - promised.tokens
+    }
+
+    /// What the other classes may fill of a share of the KV cache, and how long their prefills may queue: less where the first class
+    /// found no room when it came.
+    pub(super) fn left(&self, fill_share: f64, theta_s: f64) -> (f64, f64) {
+        (fill_share - self.left_kv, theta_s * (1.0 - self.left_wait))
+    }
+
+    /// One of the first class came, and would have gone there; what kept it, and whether for too long.
+    pub(super) fn met(&mut self, shut: Option<Shut>, is_late: bool) {
+        match shut {
+            Some(Shut::Kv) if is_late => self.left_kv = (self.left_kv + LEFT_MORE).min(LEFT_MAX.0),
+            _ if is_late => self.left_wait = (self.left_wait + LEFT_MORE).min(LEFT_MAX.1),
+            _ => {
+                self.left_kv = (self.left_kv - LEFT_LESS).max(0.0);
+                self.left_wait = (self.left_wait - LEFT_LESS).max(0.0);
+            }
+        }
     }
 
     /// A first token came; `room` is what is known after it.

@@ -137,7 +137,8 @@ pub struct QueueSettings {
     pub kv_fill_share: f64,
     /// A prefill of the last class that takes longer than this is long, in seconds.
     pub long_prefill_s: f64,
-    /// Part of the pods that long prefills of the last class may occupy at once; one may always.
+    /// Part of the pods that long prefills of the last class may occupy at once, however long the others wait; one may always. More
+    /// of them while nobody of another class waits for longer than his own prefill takes.
     pub long_prefill_pods_share: f64,
 }
 

@@ -1,6 +1,7 @@
 //! Who goes first, who waits and who is refused, in histories that are written out.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 mod history;
+mod lanes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,6 +54,10 @@ impl Fleet {
     }
 }
 
+fn spot(pod: u32, prefill_us: u64, worse_us: u64) -> Spot {
+    Spot { pod: PodId(pod), prefill_us, worse_us }
+}
+
 fn pool(model: &str) -> Pool {
     Pool { model: model.into(), is_prefill: false }
 }
@@ -66,7 +71,7 @@ fn wish(number: u64, class: Class, now: Mono) -> Wish {
         weight: 1.0,
         cost_us: 100_000,
         kv: Tokens(1_000),
-        places: vec![(PodId(0), 100_000)],
+        places: vec![spot(0, 100_000, 0)],
         cold_us: 100_000,
         bound: None,
         is_restricted: false,
@@ -95,6 +100,7 @@ struct World {
     granted: Vec<(TicketId, PodId)>,
     refused: BTreeMap<TicketId, (Reason, Mono)>,
     recalled: u64,
+    held: BTreeMap<PodId, u64>,
     /// Grants may go anywhere: all are out, or all were released.
     is_forced: bool,
 }
@@ -110,6 +116,7 @@ impl World {
             granted: vec![],
             refused: BTreeMap::new(),
             recalled: 0,
+            held: BTreeMap::new(),
             is_forced: false,
         }
     }
@@ -134,6 +141,7 @@ impl World {
                         assert!(self.wishes.remove(&ticket).is_some() && refusal.retry_after.is_some());
                         self.refused.insert(ticket, (refusal.reason, self.now));
                     }
+                    Effect::Holds(pod, held_us) => drop(self.held.insert(pod, held_us)),
                     Effect::Recall(ticket) => {
                         self.recalled += 1;
                         let pod = self.running.remove(&ticket).expect("one that runs is recalled");
@@ -226,6 +234,41 @@ fn a_flood_of_one_tenant_costs_the_others_nothing() {
 }
 
 #[test]
+fn a_tenant_is_not_refused_for_what_another_has_waiting() {
+    let mut world = World::new(queue(1));
+    let of =
+        |number: u64, tenant: &str, now| Wish { tenant: tenant.into(), cost_us: 1_000_000, ..large(number, 0, now) };
+    (0..400).for_each(|number| world.ask(of(number, "flood", world.now)));
+    let refused = world.refused.len();
+    assert!((100..399).contains(&refused), "what would wait for two minutes and more: {refused}");
+    world.ask(of(900, "other", world.now));
+    assert_eq!(world.refused.len(), refused);
+    world.end(TicketId(0));
+    let next = world.granted.last().map(|(ticket, _)| ticket.0);
+    world.end(TicketId(next.unwrap()));
+    assert!(world.order().contains(&900), "{:?}", world.order());
+}
+
+#[test]
+fn a_large_head_is_passed_over_eight_times_and_then_waited_for() {
+    let mut world = World::new(queue(1));
+    (0..3).for_each(|number| world.ask(Wish { kv: Tokens(2_400), ..large(number, 0, world.now) }));
+    world.ask(Wish { kv: Tokens(2_400), ..large(100, 0, world.now) });
+    (10..40).for_each(|number| world.ask(Wish { kv: Tokens(500), ..large(number, 0, world.now) }));
+    let is_small = |number: &u64| (10..40).contains(number);
+    for _ in 0..20 {
+        world.pass(Duration::from_millis(300));
+        let last = world.order().into_iter().rev().find(is_small);
+        world.end(TicketId(last.unwrap_or(10)));
+    }
+    let smaller = world.order().iter().filter(|number| is_small(number)).count();
+    assert_eq!(smaller, 8, "{:?}", world.order());
+    (0..3).for_each(|number| world.end(TicketId(number)));
+    world.pass(Duration::from_secs(1));
+    assert!(world.order().contains(&100));
+}
+
+#[test]
 fn who_is_due_first_goes_first_and_the_cheapest_when_most_are_late() {
     let mut world = World::new(queue(1));
     let due = |number: u64, seconds, now: Mono| Wish {
@@ -251,19 +294,32 @@ fn who_is_due_first_goes_first_and_the_cheapest_when_most_are_late() {
 fn a_ticket_waits_for_its_warm_pod_as_long_as_that_pays_and_no_pod_idles() {
     let mut world = World::new(queue(2));
     let warm = |number: u64, now| Wish {
-        places: vec![(PodId(0), 100_000)],
+        places: vec![spot(0, 100_000, 0)],
         cold_us: 400_000,
         kv: Tokens(10),
         ..wish(number, Class::Standard, now)
     };
-    world.ask(Wish { places: vec![(PodId(0), 600_000)], ..warm(0, world.now) });
-    world.ask(Wish { places: vec![(PodId(1), 50_000)], ..warm(1, world.now) });
+    world.ask(Wish { places: vec![spot(0, 600_000, 0)], ..warm(0, world.now) });
+    world.ask(Wish { places: vec![spot(1, 50_000, 0)], ..warm(1, world.now) });
     world.ask(warm(2, world.now));
-    assert_eq!(world.order(), [0, 1], "the other pod is open, but waiting is cheaper");
+    assert_eq!(
+        (world.order(), &world.held),
+        (vec![0, 1], &[(PodId(0), 100_000)].into()),
+        "the other pod is open, but waiting is cheaper"
+    );
     world.pass(Duration::from_millis(120));
-    assert_eq!(world.granted.last(), Some(&(TicketId(2), PodId(0))));
+    assert_eq!((world.granted.last(), world.held[&PodId(0)]), (Some(&(TicketId(2), PodId(0))), 0));
+    // Its best pod has room later than it may wait for it.
     let mut world = World::new(queue(2));
-    world.ask(Wish { places: vec![(PodId(0), 600_000)], ..warm(0, world.now) });
+    world.fleet.begin(world.now, PodId(0), TicketId(98), 4_000_000, Tokens(1));
+    world.fleet.begin(world.now, PodId(1), TicketId(99), 1_000, Tokens(1));
+    world.ask(Wish { places: vec![spot(0, 100_000, 0), spot(1, 100_000, 200_000)], ..warm(4, world.now) });
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.granted, [], "not before a quarter of its time");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.granted, [(TicketId(4), PodId(1))]);
+    let mut world = World::new(queue(2));
+    world.ask(Wish { places: vec![spot(0, 600_000, 0)], ..warm(0, world.now) });
     world.ask(warm(2, world.now));
     assert_eq!(world.granted.last(), Some(&(TicketId(2), PodId(1))), "one without work takes anybody");
 }
@@ -294,7 +350,7 @@ fn a_pod_that_was_kept_is_open_again_once_its_ticket_went_elsewhere() {
     let mut world = World::new(queue(2));
     let full = |number: u64, pod: u32, now| Wish {
         kv: Tokens(9_000),
-        places: vec![(PodId(pod), 100_000)],
+        places: vec![spot(pod, 100_000, 0)],
         ..wish(number, Class::Standard, now)
     };
     world.ask(full(0, 0, world.now));
@@ -311,16 +367,31 @@ fn a_pod_that_was_kept_is_open_again_once_its_ticket_went_elsewhere() {
 fn long_prefills_of_the_last_class_leave_pods_to_others() {
     let mut world = World::new(queue(4));
     let long = |number: u64, now| Wish {
-        places: (0..4).map(|pod| (PodId((number as u32 + pod) % 4), 9_000_000)).collect(),
+        places: (0..4).map(|pod| spot((number as u32 + pod) % 4, 9_000_000, 0)).collect(),
         cold_us: 9_000_000,
         kv: Tokens(10),
         ..wish(number, Class::Batch, now)
     };
     (0..4).for_each(|number| world.ask(long(number, world.now)));
-    assert_eq!(world.order(), [0]);
-    world.on(Event::Committed(TicketId(0)));
+    assert_eq!(
+        world.granted,
+        [(TicketId(0), PodId(0)), (TicketId(1), PodId(0))],
+        "one more behind the first, none elsewhere"
+    );
+    world.pass(Duration::from_secs(6));
+    world.ask(wish(10, Class::Standard, world.now));
     world.pass(Duration::from_millis(300));
-    assert_eq!(world.order().len(), 2);
+    let pods: BTreeSet<PodId> = world.granted.iter().filter(|(ticket, _)| ticket.0 < 4).map(|(_, pod)| *pod).collect();
+    assert_eq!(pods.len(), 2, "nobody else had to wait for long: one pod more may have them");
+    // Everybody else has to wait now.
+    (20..40).for_each(|number| world.ask(Wish { cost_us: 1, ..wish(number, Class::Standard, world.now) }));
+    (20..40).for_each(|number| world.ask(large(number + 80, (number % 4) as u32, world.now)));
+    world.pass(Duration::from_secs(1));
+    (0..200).for_each(|number| world.end(TicketId(number)));
+    (50..54).for_each(|number| world.ask(long(number, world.now)));
+    let pods: BTreeSet<PodId> =
+        world.granted.iter().filter(|(ticket, _)| (50..54).contains(&ticket.0)).map(|(_, pod)| *pod).collect();
+    assert_eq!(pods.len(), 1, "they had to wait: one pod less");
 }
 
 #[test]
@@ -391,162 +462,9 @@ fn where_all_pods_are_out_nobody_waits() {
 
 /// What fills a pod.
 fn large(number: u64, pod: u32, now: Mono) -> Wish {
-    Wish { kv: Tokens(9_900), places: vec![(PodId(pod), 100_000)], ..wish(number, Class::Standard, now) }
+    Wish { kv: Tokens(9_900), places: vec![spot(pod, 100_000, 0)], ..wish(number, Class::Standard, now) }
 }
 
 fn bound(pod: u32, partner: Option<u32>) -> Bound {
     Bound { pod: PodId(pod), partner: partner.map(PodId) }
-}
-
-#[test]
-fn who_waits_for_one_pod_stands_in_nobodys_way_however_many_they_are() {
-    for partner in [None, Some(2)] {
-        let mut world = World::new(queue(3));
-        world.ask(large(0, 0, world.now));
-        world.ask(large(1, 2, world.now));
-        (2..300).for_each(|number| world.ask(Wish { bound: Some(bound(0, partner)), ..large(number, 0, world.now) }));
-        assert_eq!(world.order(), [0, 1]);
-        world.ask(Wish { places: vec![(PodId(0), 100_000)], ..wish(900, Class::Standard, world.now) });
-        assert_eq!(world.granted[2..], [(TicketId(900), PodId(1))], "{partner:?}");
-        world.end(TicketId(1));
-        world.end(TicketId(0));
-        assert_eq!(world.granted[3..], [(TicketId(2), PodId(0))], "{partner:?}");
-    }
-}
-
-#[test]
-fn a_head_that_fits_nowhere_hides_nobody_behind_places_that_became_free() {
-    let mut world = World::new(queue(2));
-    world.ask(large(0, 0, world.now));
-    world.ask(large(1, 1, world.now));
-    (2..400).for_each(|number| world.ask(large(number, 0, world.now)));
-    (3..399).for_each(|number| {
-        world.wishes.remove(&TicketId(number));
-        world.on(Event::Left(TicketId(number)));
-    });
-    world.ask(Wish { tried: vec![PodId(0)], ..large(900, 1, world.now) });
-    world.end(TicketId(1));
-    world.end(TicketId(2));
-    world.end(TicketId(399));
-    assert!(world.order().contains(&900), "{:?}", world.order());
-}
-
-#[test]
-fn who_waits_for_a_pod_that_is_gone_is_let_go() {
-    let mut world = World::new(queue(3));
-    world.fleet.down.insert(PodId(0));
-    world.ask(Wish { bound: Some(bound(0, None)), ..large(0, 0, world.now) });
-    assert_eq!(world.order(), [0], "nothing is won by waiting for one that is out");
-    (0..3).for_each(|pod| world.ask(large(1 + u64::from(pod), pod, world.now)));
-    world.ask(Wish { bound: Some(bound(1, Some(2))), ..large(10, 1, world.now) });
-    world.ask(Wish { is_restricted: true, ..large(11, 1, world.now) });
-    world.ask(Wish { tried: vec![PodId(0), PodId(1)], ..large(12, 2, world.now) });
-    assert_eq!(world.queue.waiting(), 3 + 1, "one of those that fill pods waits too");
-    world.fleet.down.extend([PodId(1), PodId(2)]);
-    world.fleet.down.remove(&PodId(0));
-    world.fleet.begin(world.now, PodId(0), TicketId(99), 9_000_000_000, Tokens(9_900));
-    world.is_forced = true;
-    world.pass(Duration::from_secs(6));
-    let order = world.order();
-    assert!([10, 11, 12].iter().all(|number| order.contains(number)), "{order:?}");
-}
-
-#[test]
-fn a_restricted_one_goes_to_its_places_only() {
-    let mut world = World::new(queue(2));
-    world.ask(large(0, 0, world.now));
-    world.ask(Wish { is_restricted: true, ..large(1, 0, world.now) });
-    assert_eq!(world.order(), [0], "the other pod is idle");
-    world.end(TicketId(0));
-    assert_eq!(world.granted[1..], [(TicketId(1), PodId(0))]);
-}
-
-#[test]
-fn models_that_share_pods_take_turns_and_the_first_class_of_all_goes_first() {
-    let mut world = World::new(queue(1));
-    world.on(Event::Pods(pool("adapter"), vec![PodId(0)]));
-    (0..60).for_each(|number| world.ask(large(number, 0, world.now)));
-    for _ in 0..20 {
-        let last = *world.order().last().unwrap();
-        world.end(TicketId(last));
-    }
-    let other = |number, class, now| Wish { pool: pool("adapter"), class, ..large(number, 0, now) };
-    (100..110).for_each(|number| world.ask(other(number, Class::Standard, world.now)));
-    world.ask(other(200, Class::Batch, world.now));
-    world.ask(Wish { class: Class::Interactive, ..large(300, 0, world.now) });
-    for _ in 0..9 {
-        let last = *world.order().last().unwrap();
-        world.end(TicketId(last));
-    }
-    let next = &world.order()[21..];
-    assert_eq!(next[0], 300, "{next:?}");
-    let of_adapter = next.iter().filter(|number| (100..110).contains(*number)).count();
-    assert!((3..=5).contains(&of_adapter), "one that comes late takes turns: {next:?}");
-}
-
-#[test]
-fn a_pod_that_says_nothing_is_looked_at_as_long_as_somebody_waits() {
-    let mut world = World::new(queue(1));
-    world.ask(large(0, 0, world.now));
-    world.ask(Wish { tried: vec![PodId(9)], ..large(1, 0, world.now) });
-    // The pod has room without an event that says so.
-    world.fleet.end(PodId(0), TicketId(0));
-    world.pass(Duration::from_millis(300));
-    assert_eq!(world.order(), [0, 1]);
-}
-
-#[test]
-fn switched_off_or_released_all_go() {
-    for is_off in [true, false] {
-        let mut world = World::new(queue(1));
-        (0..20).for_each(|number| world.ask(large(number, 0, world.now)));
-        world.is_forced = true;
-        if is_off {
-            world.queue.configure(QueueSettings { enabled: false, ..QueueSettings::default() }, Classes::default());
-            world.pass(Duration::from_millis(300));
-        } else {
-            world.on(Event::Release);
-        }
-        assert_eq!((world.queue.waiting(), world.granted.len()), (0, 20));
-    }
-}
-
-#[test]
-fn a_body_that_never_fits_evicts_nobody() {
-    let mut world = World::new(queue(1));
-    let mut classes = Classes::default();
-    (classes.standard.when_full, classes.standard.body_bytes_max) = (WhenFull::EvictLast, Some(1_000));
-    world.queue.configure(QueueSettings::default(), classes);
-    let due = |number, seconds, now: Mono| Wish {
-        deadline: now.after(Duration::from_secs(seconds)),
-        body_bytes: 300,
-        ..large(number, 0, now)
-    };
-    (0..4).for_each(|number| world.ask(due(number, 100, world.now)));
-    world.ask(Wish { body_bytes: 1_001, ..due(10, 1, world.now) });
-    assert_eq!(world.refused.keys().collect::<Vec<_>>(), [&TicketId(10)]);
-    world.ask(Wish { body_bytes: 700, ..due(11, 1, world.now) });
-    assert_eq!(world.refused.len(), 3, "two make room for it: {:?}", world.refused);
-}
-
-#[test]
-fn what_was_never_charged_is_not_given_back() {
-    let mut world = World::new(queue(2));
-    let of = |number, tenant: &str, pod, now| Wish { tenant: tenant.into(), ..large(number, pod, now) };
-    world.ask(of(0, "a", 0, world.now));
-    world.ask(of(1, "b", 1, world.now));
-    for number in 2..10 {
-        world.ask(of(number, if number % 2 == 0 { "a" } else { "b" }, 0, world.now));
-    }
-    // What went at once turns out to have cost nothing.
-    world.running.remove(&TicketId(0));
-    world.fleet.end(PodId(0), TicketId(0));
-    world.on(Event::Over(TicketId(0), Some(0)));
-    let mut by_tenant = [0, 0];
-    for _ in 0..6 {
-        let (last, _) = *world.granted.last().unwrap();
-        by_tenant[last.0 as usize % 2] += 1;
-        world.end(last);
-    }
-    assert_eq!(by_tenant, [3, 3]);
 }

@@ -33,6 +33,17 @@ pub(super) struct Lane {
     pub(super) bound: Option<Bound>,
 }
 
+/// A pod for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// Which.
+    pub pod: PodId,
+    /// Time of its prefill there \[microseconds\].
+    pub prefill_us: u64,
+    /// For how long one would rather wait for the best \[microseconds\].
+    pub worse_us: u64,
+}
+
 /// What a request wants.
 #[derive(Clone, Debug)]
 pub struct Wish {
@@ -50,8 +61,8 @@ pub struct Wish {
     pub cost_us: u64,
     /// KV that it needs once it has grown \[tokens\].
     pub kv: Tokens,
-    /// Pods it may go to and the time of its prefill there \[microseconds\], the best first. On others it takes `cold_us`.
-    pub places: Vec<(PodId, u64)>,
+    /// Pods it may go to, the best first. Others are taken to be no better than the worst of them, and to have nothing cached.
+    pub places: Vec<Spot>,
     /// Time of its prefill where nothing is cached \[microseconds\].
     pub cold_us: u64,
     /// It goes to one pod or nowhere.
@@ -85,7 +96,7 @@ impl Wish {
 
     /// Whether it may go there at all.
     pub(super) fn may_use(&self, pod: PodId) -> bool {
-        !self.tried.contains(&pod) && (!self.is_restricted || self.places.iter().any(|(place, _)| *place == pod))
+        !self.tried.contains(&pod) && (!self.is_restricted || self.spot(pod).is_some())
     }
 
     /// Whether there may be pods in its pool that it must not use.
@@ -93,12 +104,32 @@ impl Wish {
         self.is_restricted || !self.tried.is_empty()
     }
 
+    /// The pod it would best go to.
+    pub(super) fn best(&self) -> Option<PodId> {
+        self.places.first().map(|spot| spot.pod)
+    }
+
     pub(super) fn best_us(&self) -> u64 {
-        self.places.first().map_or(self.cold_us, |(_, us)| *us)
+        self.places.first().map_or(self.cold_us, |spot| spot.prefill_us)
     }
 
     pub(super) fn prefill_us(&self, pod: PodId) -> u64 {
-        self.places.iter().find(|(place, _)| *place == pod).map_or(self.cold_us, |(_, us)| *us)
+        self.spot(pod).map_or(self.cold_us, |spot| spot.prefill_us)
+    }
+
+    /// For how long one would rather wait for the best pod than take this one.
+    pub(super) fn worse_us(&self, pod: PodId) -> u64 {
+        self.spot(pod).map_or_else(|| self.worst_us(), |spot| spot.worse_us)
+    }
+
+    /// The same of a pod of which nothing is known.
+    pub(super) fn worst_us(&self) -> u64 {
+        let known = self.places.iter().map(|spot| spot.worse_us).max().unwrap_or(0);
+        known.max(self.cold_us.saturating_sub(self.best_us()))
+    }
+
+    fn spot(&self, pod: PodId) -> Option<&Spot> {
+        self.places.iter().find(|spot| spot.pod == pod)
     }
 
     /// Cost as it is charged to its tenant \[microseconds ÷ weight\].
@@ -152,6 +183,8 @@ pub enum Effect {
     Grant(TicketId, PodId),
     /// Refuse it.
     Refuse(TicketId, Refusal),
+    /// Prefills of so many microseconds wait for room on this pod.
+    Holds(PodId, u64),
     /// Take it back from its pod if nothing of it reached its client; then it may ask again.
     Recall(TicketId),
 }

@@ -1,19 +1,30 @@
 //! The pods as the queue sees them: what each was promised, what it has room for, and whom it takes next.
 use std::collections::HashMap;
+use std::time::Duration;
 
-use super::line::{Line, SCAN_MAX, WINDOW, Waiting};
+use super::line::{Line, SCAN_MAX, SKIPS_MAX, WINDOW};
 use super::room::{EngineState, Promised, Room, Shut, Valve};
 use super::settings::{Classes, QueueSettings};
-use super::{Pool, Rooms, Wish};
+use super::{Effect, Pool, Rooms, Wish};
 use crate::base::{Mono, PodId, Tokens};
 use crate::flow::{Class, TicketId};
 
-/// Younger ones that may be taken before a ticket.
-const SKIPS_MAX: u8 = 8;
+/// Who waited for longer than this and than its own prefill takes, and is not of the last class, wants pods without long prefills; then
+/// one pod less may have them, and one more when nobody did for a while.
+const PRESSED_AFTER: Duration = Duration::from_millis(100);
+const SPARE_LESS: Duration = Duration::from_secs(1);
+const SPARE_MORE: Duration = Duration::from_secs(5);
+
+/// One of so many pods may be kept for a large request.
+const KEPT_ONE_OF: usize = 8;
 
 #[derive(Debug, Default)]
 struct Pod {
     promised: Promised,
+    /// Long prefills of the last class there.
+    long: u32,
+    /// Prefills of those who wait and would best go there \[microseconds\].
+    held_us: u64,
     valve: Valve,
     /// When it is looked at next.
     look: Option<Mono>,
@@ -25,8 +36,20 @@ struct Pod {
 #[derive(Debug, Default)]
 struct Crew {
     count: usize,
-    /// Long prefills of the last class under way.
+    /// How many have long prefills of the last class.
     long: u32,
+    /// How many may, beyond the share that always may.
+    spare: u32,
+    /// When that was changed, and when somebody of another class last had to wait.
+    changed: Mono,
+    pressed: Mono,
+}
+
+impl Crew {
+    fn long_max(&self, share: f64) -> u32 {
+        let sure = (share * self.count as f64).floor().max(1.0) as u32;
+        (sure + self.spare).min(self.count.saturating_sub(1).max(1) as u32)
+    }
 }
 
 /// See the file.
@@ -59,14 +82,19 @@ impl Yard {
 
     /// Whether a request could go to a pod now.
     pub(super) fn fits(&mut self, look: &Look<'_>, wish: &Wish) -> Result<(), Shut> {
-        if !wish.may_use(look.pod) || self.is_long(wish, look.pod) && self.has_long_enough(&wish.pool) {
+        let is_long = self.is_long(wish, look.pod);
+        if !wish.may_use(look.pod) || is_long && self.bars_long(&wish.pool, look.pod) {
             return Err(Shut::Own);
         }
         let (theta_s, fill) = (self.classes.of(wish.class).pod_wait_max_s, self.settings.kv_fill_share);
+        // One long prefill may wait behind another: others keep away from that pod, and need not meet the next elsewhere.
+        let theta_s = if is_long { theta_s.max(wish.prefill_us(look.pod) as f64 / 1e6) } else { theta_s };
         let state = self.pods.entry(look.pod).or_default();
         if state.kept_for.is_some_and(|(ticket, class)| ticket != wish.ticket && wish.class >= class) {
             return Err(Shut::Own);
         }
+        let (fill, theta_s) =
+            if wish.class == Class::Interactive { (fill, theta_s) } else { state.valve.left(fill, theta_s) };
         state.valve.try_open(&look.room, &state.promised, theta_s, wish.kv, fill)?;
         let Some(partner) = wish.bound.and_then(|bound| bound.partner) else { return Ok(()) };
         let Some(room) = look.rooms.room(partner, look.now) else { return Err(Shut::Own) };
@@ -81,24 +109,39 @@ impl Yard {
         wish.class == Class::Batch && wish.prefill_us(pod) as f64 > self.settings.long_prefill_s * 1e6
     }
 
-    /// Whether as many pods of a pool have long prefills as may.
-    fn has_long_enough(&self, pool: &Pool) -> bool {
+    /// Whether a pod has no long prefill, and as many pods of its pool as may have.
+    fn bars_long(&self, pool: &Pool, pod: PodId) -> bool {
         let Some(crew) = self.crews.get(pool) else { return false };
-        crew.long >= (self.settings.long_prefill_pods_share * crew.count as f64).floor().max(1.0) as u32
+        let has_any = self.pods.get(&pod).is_some_and(|state| state.long > 0);
+        !has_any && crew.long >= crew.long_max(self.settings.long_prefill_pods_share)
     }
 
-    /// A request goes to a pod; whether its prefill is long there.
-    pub(super) fn begins(&mut self, wish: &Wish, pod: PodId) -> bool {
+    /// A request goes to a pod after such a wait; whether its prefill is long there.
+    pub(super) fn begins(&mut self, now: Mono, wish: &Wish, pod: PodId, waited: Duration) -> bool {
         let is_long = self.is_long(wish, pod);
+        let crew = self.crews.entry(Pool::clone(&wish.pool)).or_default();
+        let is_pressed = waited > PRESSED_AFTER && waited.as_micros() as u64 > wish.best_us();
+        if wish.class != Class::Batch && is_pressed {
+            crew.pressed = now;
+            if now.since(crew.changed) >= SPARE_LESS {
+                (crew.spare, crew.changed) = (crew.spare.saturating_sub(1), now);
+            }
+        } else if now.since(crew.pressed).min(now.since(crew.changed)) >= SPARE_MORE {
+            (crew.spare, crew.changed) = ((crew.spare + 1).min(crew.count as u32), now);
+        }
         if is_long {
-            self.crews.entry(Pool::clone(&wish.pool)).or_default().long += 1;
+            let state = self.pods.entry(pod).or_default();
+            crew.long += u32::from(state.long == 0);
+            state.long += 1;
         }
         is_long
     }
 
     /// A long prefill has ended.
-    pub(super) fn long_ended(&mut self, pool: &Pool) {
-        if let Some(crew) = self.crews.get_mut(pool) {
+    pub(super) fn long_ended(&mut self, pool: &Pool, pod: PodId) {
+        let Some(state) = self.pods.get_mut(&pod).filter(|state| state.long > 0) else { return };
+        state.long -= 1;
+        if let Some(crew) = self.crews.get_mut(pool).filter(|_| state.long == 0) {
             crew.long = crew.long.saturating_sub(1);
         }
     }
@@ -109,10 +152,34 @@ impl Yard {
         self.crews.retain(|_, crew| crew.count > 0 || crew.long > 0);
     }
 
+    /// One waits, or not any more, that would best go to a pod: how long the prefills are that are held for it now. Short ones of the
+    /// last class are let by and do not count.
+    pub(super) fn held(&mut self, wish: &Wish, waits: bool) -> Option<Effect> {
+        let pod = wish.best()?;
+        if wish.class == Class::Batch && !self.is_long(wish, pod) {
+            return None;
+        }
+        let held_us = &mut self.pods.entry(pod).or_default().held_us;
+        *held_us = if waits { *held_us + wish.best_us() } else { held_us.saturating_sub(wish.best_us()) };
+        Some(Effect::Holds(pod, *held_us))
+    }
+
+    /// What is held for a pod \[microseconds\].
+    pub(super) fn held_us(&self, pod: PodId) -> u64 {
+        self.pods.get(&pod).map_or(0, |state| state.held_us)
+    }
+
     /// Whether a request that just came would be taken by a pod that took nobody before.
     pub(super) fn wants(&mut self, look: &Look<'_>, wish: &Wish) -> Result<(), Shut> {
         let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
-        if is_idle || wish.prefill_us(look.pod) <= wish.best_us() { self.fits(look, wish) } else { Err(Shut::Own) }
+        if is_idle || wish.worse_us(look.pod) == 0 { self.fits(look, wish) } else { Err(Shut::Own) }
+    }
+
+    /// One of the first class goes to a pod after such a wait: if that, and what is before it there, took longer than its own prefill
+    /// does, the others leave more.
+    pub(super) fn met(&mut self, pod: PodId, wish: &Wish, shut: Option<Shut>, waited_us: u64) {
+        let is_late = waited_us > wish.best_us();
+        self.pods.entry(pod).or_default().valve.met(shut, is_late);
     }
 
     fn free(&mut self, look: &Look<'_>) -> f64 {
@@ -124,24 +191,28 @@ impl Yard {
     /// The next one of a class for a pod. `Err`: somebody waits there that does not go now.
     pub(super) fn pick(&mut self, look: &Look<'_>, line: &Line) -> Result<Option<TicketId>, Shut> {
         let Some(head) = line.head() else { return Ok(None) };
-        let may = |one: &Waiting| {
-            look.now >= one.due || one.skips >= SKIPS_MAX || one.wish.prefill_us(look.pod) <= one.wish.best_us()
-        };
         let mut shut = Shut::Own;
-        if may(head) {
+        if head.may_take(look.pod, look.now) {
             match self.fits(look, &head.wish) {
                 Ok(()) => return Ok(Some(head.wish.ticket)),
                 // The same for everybody in the class.
                 Err(why @ (Shut::Queue(_) | Shut::Slots)) => return Err(why),
-                // And nobody there needs less.
-                Err(Shut::Kv) if self.free(look) < line.least_kv() as f64 => return Err(Shut::Kv),
+                // And nobody there needs less, or enough of those who do went before it.
+                Err(Shut::Kv) if head.skips >= SKIPS_MAX || self.free(look) < line.least_kv() as f64 => {
+                    return Err(Shut::Kv);
+                }
                 Err(why) => shut = why,
             }
         }
         let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
-        let bars_long = self.has_long_enough(&head.wish.pool);
+        let bars_long = self.bars_long(&head.wish.pool, look.pod);
         let (mut best, mut nearest, mut seen): (Match, Match, usize) = (None, None, 0);
-        for one in line.oldest().take(SCAN_MAX) {
+        let within = line.within();
+        for (start, one) in line.in_turn().take(SCAN_MAX) {
+            // Who was served more than the largest request ahead of the others is only asked where nobody else goes.
+            if start > within && best.or(nearest).is_some() {
+                break;
+            }
             if !one.wish.may_use(look.pod) || bars_long && self.is_long(&one.wish, look.pod) {
                 continue;
             }
@@ -149,7 +220,7 @@ impl Yard {
             if seen > WINDOW {
                 break;
             }
-            let (is_ready, prefill_us) = (may(one), one.wish.prefill_us(look.pod));
+            let (is_ready, worse_us) = (one.may_take(look.pod, look.now), one.wish.worse_us(look.pod));
             if !is_ready && !is_idle {
                 continue;
             }
@@ -157,12 +228,11 @@ impl Yard {
                 Err(why) => shut = shut.sooner(why),
                 Ok(()) if one.skips >= SKIPS_MAX => return Ok(Some(one.wish.ticket)),
                 Ok(()) if is_ready => {
-                    let gain = one.wish.cold_us.saturating_sub(prefill_us);
+                    let gain = one.wish.worst_us().saturating_sub(worse_us);
                     best = best.filter(|(most, _)| *most >= gain).or(Some((gain, one.wish.ticket)));
                 }
                 Ok(()) => {
-                    let excess = prefill_us.saturating_sub(one.wish.best_us());
-                    nearest = nearest.filter(|(least, _)| *least <= excess).or(Some((excess, one.wish.ticket)));
+                    nearest = nearest.filter(|(least, _)| *least <= worse_us).or(Some((worse_us, one.wish.ticket)));
                 }
             }
         }
@@ -188,8 +258,15 @@ impl Yard {
         }
     }
 
-    /// Keeps a pod for a ticket until it goes to some pod; a pod that is kept already stays as it is.
-    pub(super) fn keep(&mut self, pod: PodId, ticket: TicketId, class: Class) {
+    /// Keeps a pod for a ticket until it goes to some pod; a pod that is kept already stays as it is. Few are kept at once, and none for
+    /// one that could not go there even then.
+    pub(super) fn keep(&mut self, pod: PodId, wish: &Wish) {
+        let (ticket, class) = (wish.ticket, wish.class);
+        let is_barred = self.is_long(wish, pod) && self.bars_long(&wish.pool, pod);
+        let most = (self.crews.get(&wish.pool).map_or(0, |crew| crew.count) / KEPT_ONE_OF).max(1);
+        if is_barred || self.kept.len() >= most {
+            return;
+        }
         let state = self.pods.entry(pod).or_default();
         if state.kept_for.is_none() {
             state.kept_for = Some((ticket, class));
@@ -199,7 +276,8 @@ impl Yard {
 
     /// Forgets pods that are gone, once nothing is promised there.
     pub(super) fn forget(&mut self, is_there: impl Fn(PodId) -> bool) {
-        self.pods.retain(|pod, state| is_there(*pod) || state.promised.requests > 0);
+        let is_idle = |state: &Pod| state.promised.requests == 0 && state.long == 0 && state.held_us == 0;
+        self.pods.retain(|pod, state| is_there(*pod) || !is_idle(state));
         self.kept.retain(|_, pod| is_there(*pod));
         for (_, state) in self.pods.iter_mut().filter(|(pod, _)| !is_there(**pod)) {
             state.kept_for = None;

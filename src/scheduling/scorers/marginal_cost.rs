@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::scheduling::marginal::{Ask, Rates, means};
-use crate::scheduling::{Candidates, Context, Range, Scorer};
+use crate::scheduling::{Candidates, Context, Range, Request, Scorer};
 
 /// Settings of `marginal-cost`. The defaults are meant to stay.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -96,6 +96,10 @@ impl Scorer for MarginalCost {
                 tell(position, name, value);
             }
         }
+    }
+
+    fn second(&self, request: &Request<'_>) -> Option<f64> {
+        Some(request.urgency.unwrap_or(self.0.urgency)).filter(|second| *second > 0.0)
     }
 
     fn marginal(&self) -> Option<&Rates> {

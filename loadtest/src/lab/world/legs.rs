@@ -35,6 +35,8 @@ impl World<'_> {
         let course = flight.course.replace(Course::Decode { prefiller });
         let (Some(Course::Prefill { decode, .. }), Some(mut trial)) = (course, flight.trial.take()) else { return };
         trial.answered(now);
+        self.committed(number);
+        let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get_mut(number)) else { return };
         let cached = self.cell.clients.cached_told.then_some(record.cached);
         let handed = trial.handed(now, Told { prompt: record.prompt_tokens, cached, completion: 1 });
         let gate = self.gates.get(flight.gate as usize);

@@ -39,7 +39,8 @@ impl History {
         let size = 8 + self.rng.below(14);
         let cold_us = 1_000 + self.rng.below(1 << size);
         let warm_us = cold_us - self.rng.below(2) * cold_us / 2;
-        let places = (0..self.rng.below(4)).map(|_| (self.pod(), warm_us)).collect();
+        let places =
+            (0..self.rng.below(4)).map(|at| spot(self.pod().0, warm_us, at * self.rng.below(2_000_000))).collect();
         let (to, partner, tried) = (self.pod(), self.pod(), self.pod());
         let rng = &mut self.rng;
         self.next += 1;
@@ -59,7 +60,7 @@ impl History {
             ..wish(self.next, class, now)
         };
         let wish = match wish.bound {
-            Some(bound) => Wish { places: vec![(bound.pod, warm_us)], ..wish },
+            Some(bound) => Wish { places: vec![spot(bound.pod.0, warm_us, 0)], ..wish },
             None => wish,
         };
         self.world.ask(wish);
@@ -124,6 +125,7 @@ impl History {
         }
         assert!(world.wishes.is_empty() && world.running.is_empty(), "seed {seed}: {:?}", world.wishes);
         assert_eq!((world.queue.waiting(), world.queue.invariants()), (0, Ok(())), "seed {seed}");
+        assert!(world.held.values().all(|held_us| *held_us == 0), "seed {seed}: {:?}", world.held);
         assert!(world.queue.places.is_empty() && world.queue.recallable.is_empty(), "seed {seed}");
         let granted = world.granted.iter().map(|(ticket, pod)| format!("{}>{} ", ticket.0, pod.0));
         let refused = world.refused.iter();

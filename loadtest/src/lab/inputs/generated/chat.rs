@@ -30,6 +30,8 @@ pub(crate) struct Chat {
     pub(crate) reasoning_tokens: f64,
     /// Think time, median \[s\].
     pub(crate) think_s: f64,
+    /// Share of sessions of the first class; the others are standard.
+    pub(crate) interactive_share: f64,
 }
 
 impl Default for Chat {
@@ -45,6 +47,7 @@ impl Default for Chat {
             reasoning_share: 0.0,
             reasoning_tokens: 800.0,
             think_s: 15.0,
+            interactive_share: 0.0,
         }
     }
 }
@@ -68,6 +71,8 @@ impl Chat {
         let pick = rng.unit() * rng.unit() * self.systems as f64;
         let system = Piece::new(mix(pick as u64, 0x575), self.system_tokens, pick as u64);
         let mut turns = Vec::new();
+        let is_interactive = Rng::new(mix(own, 0xC1A5)).unit() < self.interactive_share;
+        let class = if is_interactive { Class::Interactive } else { Class::Standard };
         loop {
             let number = turns.len() as u64;
             let tokens = rng.log_normal(self.question_tokens, 1.0).clamp(5.0, 20_000.0) as u32;
@@ -83,7 +88,7 @@ impl Chat {
             let said = rng.log_normal(self.output_tokens, 0.8).clamp(5.0, 4_000.0) as u32;
             let think_us = if number == 0 { 0 } else { (rng.log_normal(self.think_s, 0.8).min(300.0) * 1e6) as u64 };
             let output_tokens = said + reasoning_tokens;
-            turns.push(Turn { think_us, recipe, output_tokens, reasoning_tokens, class: Class::Standard });
+            turns.push(Turn { think_us, recipe, output_tokens, reasoning_tokens, class });
             if rng.unit() < 1.0 / self.turns.max(1.0) {
                 return turns;
             }

@@ -32,6 +32,8 @@ pub(crate) struct Mixed {
     pub(crate) long_prompt_share: f64,
     /// Least and most tokens of a long prompt.
     pub(crate) long_prompt_tokens: (u32, u32),
+    /// All are of this class, whatever their length.
+    pub(crate) class: Option<Class>,
 }
 
 impl Default for Mixed {
@@ -48,6 +50,7 @@ impl Default for Mixed {
             long_output_tokens: (3_000, 12_000),
             long_prompt_share: 0.0,
             long_prompt_tokens: (100_000, 160_000),
+            class: None,
         }
     }
 }
@@ -88,11 +91,11 @@ impl Mixed {
             messages.push(Message { role: Role::System, pieces });
         }
         messages.push(Message::user(vec![Piece::new(own, prompt, own)]));
-        let class = match (is_long, self.long_prompt_share > 0.0) {
+        let class = self.class.unwrap_or(match (is_long, self.long_prompt_share > 0.0) {
             (true, _) => Class::Batch,
             (false, true) => Class::Interactive,
             (false, false) => Class::Standard,
-        };
+        });
         let recipe = Recipe::Fresh(messages);
         Session { start_us, turns: vec![Turn { think_us: 0, recipe, output_tokens, reasoning_tokens: 0, class }] }
     }
