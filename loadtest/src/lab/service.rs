@@ -8,6 +8,8 @@ use super::record::{End, Record, Sample};
 use super::script::Class;
 use super::summary::{Spread, round6};
 
+/// The look at half of a time may be late by so much \[s\].
+const LATE_LOOK_S: f64 = 0.01;
 /// Refusals within this time were told at once \[s\].
 const AT_ONCE_S: f64 = 0.05;
 
@@ -78,7 +80,8 @@ impl Service {
                     let promised = cell.promise(&cell.slo, record.class, record.prompt_tokens).ttft_s;
                     one.refused += 1;
                     one.refused_at_once += u64::from(after_s <= AT_ONCE_S);
-                    one.refused_late += u64::from(promised.is_some_and(|promised| after_s > 0.5 * promised));
+                    one.refused_late +=
+                        u64::from(promised.is_some_and(|promised| after_s > 0.5 * promised + LATE_LOOK_S));
                 }
                 _ => {}
             }

@@ -242,7 +242,7 @@ fn text_digest(text: &str) -> u64 {
 fn a_queue_at_the_gate_keeps_engines_from_queueing_and_loses_nobody() {
     let cell = "{name: crowd, workload: {together: [{chat: {rate: 3, secs: 60, interactive_share: 0.4, think_s: 1}}, {mixed: {rate: 4, secs: 60, class: batch, long_prompt_share: 0.05}}]}, fleet: {pods: 2, kv_tokens: 200000}, clients: {tenants: [1, 3]}, slo: {itl_s: 9}, promises: {standard: 9, batch: 0}}";
     let policies = [
-        "queue={flow: {queue: {refuse_beyond: 0}, classes: {interactive: {wait_max_s: 9000}, standard: {wait_max_s: 9000}}}}",
+        "queue={flow: {queue: {refuse_beyond: 0}, classes: {interactive: {wait_max_s: 9000}, standard: {wait_max_s: 9000}, batch: {wait_max_s: 80000}}}}",
         "fifo={}",
     ];
     let policies = policies.map(|text| Policy::of(text, Path::new("no-such-folder")).unwrap());

@@ -172,7 +172,7 @@ impl Queue {
                     body_bytes: sum.body_bytes + line.bytes(),
                     cost_s: sum.cost_s + line.cost_us() as f64 / 1e6,
                     oldest_s: sum.oldest_s.max(oldest_s),
-                    wait_s: sum.wait_s.max(lines.time_for(lines.waiting_us(class))),
+                    wait_s: sum.wait_s.max(lines.time_for(class, line.cost_us(), now, &self.yard.classes)),
                 };
             }
         }
@@ -260,7 +260,7 @@ impl Queue {
         let check = wish.check_at(now, now, last);
         self.timers.insert((check, Timer::Ticket(ticket)));
         let lines = self.lanes.entry(lane.clone()).or_insert_with(|| Lines::of(lane.bound.map(|bound| bound.pod)));
-        let mark = lines.served_us(class) + lines.ahead_us(&wish);
+        let mark = lines.served_us(class) + lines.line(class).map_or(0, |line| line.ahead_us(&wish));
         if let Some(line) = lines.line_mut(class) {
             let number = self.numbers;
             self.effects.extend(self.yard.held(&wish, true));

@@ -3,10 +3,12 @@ use std::time::Duration;
 
 use super::pool::Lines;
 use super::{Class, KEEP_AFTER, LARGE, LOOKS, Lane, Place, Pool, Queue, Room, Rooms, Timer, WhenFull, Wish};
-use super::{Effect, Key};
+use super::{Effect, Key, Line};
 use crate::base::{Mono, Rng};
 use crate::flow::{Reason, Refusal, TicketId};
 
+/// A wait that begins is taken to be so much longer than predicted: better refused at once than at half of the time.
+const MARGIN: f64 = 1.25;
 /// The look at half of a ticket's time may be late by so much.
 const LATE_LOOK: Duration = Duration::from_millis(10);
 /// Bounds of a `Retry-After` \[seconds\].
@@ -19,12 +21,12 @@ impl Queue {
         loop {
             let (mut wait_s, mut is_first) = (0.0, true);
             if let Some(lines) = self.lanes.get(lane) {
-                let ahead_us = lines.ahead_us(wish);
-                (wait_s, is_first) = (lines.time_for(ahead_us), ahead_us == 0);
+                let ahead_us = lines.line(wish.class).map_or(0, |line| line.ahead_us(wish));
+                (wait_s, is_first) = (lines.time_for(wish.class, ahead_us, now, &self.yard.classes), ahead_us == 0);
             }
             let refused = |reason| Refusal { reason, retry_after: Some(retry_after(wish.ticket, wait_s)) };
             let is_long = now.since(wish.arrived).as_secs_f64() + wait_s > limits.wait_max_s;
-            if !is_first && (self.is_hopeless(now, wish, wait_s) || is_long && !wish.is_again) {
+            if !is_first && (self.is_hopeless(now, wish, MARGIN * wait_s) || is_long && !wish.is_again) {
                 return Some(refused(Reason::PredictedLate));
             }
             let (mut requests, mut bytes, mut cost_us) = (0, 0, 0);
@@ -64,8 +66,8 @@ impl Queue {
         let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
         let (lane, class) = (lane.clone(), *class);
         let Some(lines) = self.lanes.get_mut(&lane) else { return };
-        let waiting = lines.line(class).and_then(|line| line.get(ticket));
-        let wait_s = waiting.map_or(0.0, |waiting| lines.time_for(lines.ahead_us(&waiting.wish)));
+        let ahead_us = |line: &Line| Some(line.ahead_us(&line.get(ticket)?.wish));
+        let wait_s = lines.time_for(class, lines.line(class).and_then(ahead_us).unwrap_or(0), now, &self.yard.classes);
         if let Some(gone) = lines.line_mut(class).and_then(|line| line.remove(ticket)) {
             self.unlisted(now, &lane, &gone);
         }
@@ -84,7 +86,8 @@ impl Queue {
         if now >= until {
             return self.refuse(now, ticket, Reason::QueueTimeout);
         }
-        let left_s = lines.time_for(waiting.mark.saturating_sub(lines.served_us(class)));
+        let left_s =
+            lines.time_for(class, waiting.mark.saturating_sub(lines.served_us(class)), now, &self.yard.classes);
         // Who waited for more than half of his time has not been told to come back, and is not any more.
         let is_early = now.since(wish.arrived) <= wish.slack() / 2 + LATE_LOOK;
         if is_early && self.is_hopeless(now, wish, left_s) {

@@ -1,5 +1,4 @@
 //! All classes of one lane: whose turn it is, how fast they are served, and what is behind whom.
-use super::Wish;
 use super::line::{Line, Waiting};
 use super::settings::Classes;
 use crate::base::{Mono, PodId};
@@ -8,13 +7,15 @@ use crate::flow::Class;
 /// Least time over which the pace is measured \[seconds\], and the weight of one measurement.
 const SPAN_S: f64 = 1.0;
 const PACE_GAIN: f64 = 0.3;
+/// No class is thought to be served more slowly than its floor, or than this \[seconds of cost per second\].
+const PACE_MIN: f64 = 1e-3;
 /// Work that one pod is taken to do before anything was measured \[seconds of cost per second\].
 const PACE_PRIOR: f64 = 0.9;
 /// Most credit that a class can save up \[microseconds of cost\].
 const CREDIT_MAX: f64 = 20e6;
 
 /// How fast waiting work is taken: cost granted per second, measured while some waits.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Pace {
     per_s: Option<f64>,
     since: Option<Mono>,
@@ -36,7 +37,8 @@ pub(super) struct Lines {
     shares: [u64; Class::ALL.len()],
     /// What the floors owe a class \[microseconds of cost\].
     credits: [f64; Class::ALL.len()],
-    pace: Pace,
+    /// Of each class, while any of it waits: what goes before it is in it.
+    paces: [Pace; Class::ALL.len()],
 }
 
 impl Lines {
@@ -49,7 +51,7 @@ impl Lines {
             served: Default::default(),
             shares: Default::default(),
             credits: Default::default(),
-            pace: Pace { per_s: None, since: None, granted: 0.0 },
+            paces: Default::default(),
         }
     }
 
@@ -121,36 +123,28 @@ impl Lines {
         if let Some(served) = self.served.get_mut(class as usize) {
             *served += cost_us;
         }
-        self.pace.granted(cost_us as f64 / 1e6, now);
+        if let Some(pace) = self.paces.get_mut(class as usize) {
+            pace.granted(cost_us as f64 / 1e6, now);
+        }
     }
 
-    /// Tells the pace whether anything waits.
+    /// Tells the paces whether anything waits.
     pub(super) fn note_backlog(&mut self, now: Mono) {
-        let waits = !self.is_empty();
-        self.pace.note(waits, now);
+        for (pace, line) in self.paces.iter_mut().zip(&self.by_class) {
+            pace.note(!line.is_empty(), now);
+        }
     }
 
-    /// Cost of a class and those before it \[microseconds\].
-    pub(super) fn waiting_us(&self, class: Class) -> u64 {
-        self.by_class.iter().take(class as usize + 1).map(Line::cost_us).sum()
-    }
-
-    /// Cost that is served before one that comes now \[microseconds\]. Floors and weights below the first class are left out: what they
-    /// let pass is small against it.
-    pub(super) fn ahead_us(&self, wish: &Wish) -> u64 {
-        let before: u64 = self.by_class.iter().take(wish.class as usize).map(Line::cost_us).sum();
-        before + self.line(wish.class).map_or(0, |line| line.ahead_us(wish))
-    }
-
-    /// Cost that was granted to this class and those before it \[microseconds\].
+    /// Cost that was granted to a class \[microseconds\].
     pub(super) fn served_us(&self, class: Class) -> u64 {
-        self.served.iter().take(class as usize + 1).sum()
+        self.served.get(class as usize).copied().unwrap_or(0)
     }
 
-    /// Time in which so much cost is taken \[seconds\].
-    pub(super) fn time_for(&self, cost_us: u64) -> f64 {
+    /// Time in which so much cost of a class is taken \[seconds\].
+    pub(super) fn time_for(&self, class: Class, cost_us: u64, now: Mono, classes: &Classes) -> f64 {
         let prior = PACE_PRIOR * self.pods.len().max(1) as f64;
-        cost_us as f64 / 1e6 / self.pace.per_s.unwrap_or(prior).max(1e-3)
+        let pace = self.paces.get(class as usize).and_then(|pace| pace.at(now)).unwrap_or(prior);
+        cost_us as f64 / 1e6 / pace.max(classes.of(class).floor_share * prior).max(PACE_MIN)
     }
 }
 
@@ -190,12 +184,21 @@ impl Pace {
     }
 
     fn close(&mut self, now: Mono) {
-        let Some(since) = self.since else { return };
-        let span_s = now.since(since).as_secs_f64();
-        if span_s >= SPAN_S {
-            let seen = self.granted / span_s;
-            self.per_s = Some(self.per_s.map_or(seen, |before| before + PACE_GAIN * (seen - before)));
+        if self.since.is_some_and(|since| now.since(since).as_secs_f64() >= SPAN_S) {
+            self.per_s = self.at(now);
             (self.since, self.granted) = (Some(now), 0.0);
         }
+    }
+
+    /// As if the span that is open were closed, once it is long enough.
+    fn at(&self, now: Mono) -> Option<f64> {
+        let span_s = self.since.map_or(0.0, |since| now.since(since).as_secs_f64());
+        if span_s < SPAN_S {
+            return self.per_s;
+        }
+        let seen = self.granted / span_s;
+        // A longer span counts for more.
+        let gain = 1.0 - (1.0 - PACE_GAIN).powf(span_s / SPAN_S);
+        Some(self.per_s.map_or(seen, |before| before + gain * (seen - before)))
     }
 }

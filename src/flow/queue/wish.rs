@@ -206,6 +206,6 @@ pub struct Backlog {
     pub cost_s: f64,
     /// Age of the oldest \[seconds\].
     pub oldest_s: f64,
-    /// Time in which they and those before them will be taken \[seconds\].
+    /// Time in which they will be taken \[seconds\].
     pub wait_s: f64,
 }
