@@ -62,6 +62,8 @@ pub(super) struct Note {
     pub(super) pod: Option<PodId>,
     pub(super) prefill_pod: Option<PodId>,
     pub(super) attempts: u32,
+    /// It had its turn before: it is not refused any more for what is predicted.
+    pub(super) was_granted: bool,
     pub(super) committed: bool,
     pub(super) is_stream: bool,
     pub(super) mode: Option<&'static str>,
@@ -347,6 +349,7 @@ impl Note {
             pod: None,
             prefill_pod: None,
             attempts: 0,
+            was_granted: false,
             committed: false,
             is_stream: false,
             mode: None,

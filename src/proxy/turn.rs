@@ -81,6 +81,7 @@ impl Exchange {
                 permit
             }
         };
+        self.note.was_granted = true;
         let fleet = self.gate.table.fleet();
         // A pod that left a moment ago is as good as one that refuses: the one that was chosen before may still be there.
         let other = fleet.find(permit.pod).filter(|pod| pod.id != choice.pod.id).map(Arc::clone);
@@ -210,7 +211,7 @@ impl Exchange {
             arrived,
             deadline: arrived.after(Duration::from_secs_f64(slack_s)),
             is_promised: promised.is_some(),
-            is_again: self.note.attempts > 0,
+            is_again: self.note.attempts > 0 || self.note.was_granted,
         }
     }
 }

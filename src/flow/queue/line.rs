@@ -36,6 +36,8 @@ pub(super) struct Waiting {
     pub(super) skips: u8,
     /// Time in which its best pod will have done what is there and what is held for it \[microseconds\].
     pub(super) opens_us: u64,
+    /// What is held for its best pod because of it \[microseconds\].
+    pub(super) held: Option<(PodId, u64)>,
     /// Why its best pod did not take it when it came.
     pub(super) shut: Option<Shut>,
     /// Longest time for which it waits for the best pod \[microseconds\].
@@ -112,10 +114,10 @@ impl Line {
     /// What is served before one more of a tenant that costs so much: all that it has waiting, and of others no more than their share
     /// meanwhile \[microseconds\].
     pub(super) fn ahead_us(&self, wish: &Wish) -> u64 {
-        if self.tenants.len() > TENANTS_SUMMED {
-            return self.cost_us;
-        }
         let own = self.tenants.get(&wish.tenant).map_or(0, |tenant| tenant.share_us) + wish.share_us(wish.cost_us);
+        if self.tenants.len() > TENANTS_SUMMED {
+            return self.cost_us.min(own.saturating_mul(self.tenants.len() as u64 + 1));
+        }
         let part = |tenant: &Tenant| (own as f64 / tenant.share_us.max(1) as f64).min(1.0) * tenant.cost_us as f64;
         self.tenants.values().map(|tenant| part(tenant) as u64).sum()
     }

@@ -138,7 +138,10 @@ impl Queue {
                 self.fill(now, pod, rooms);
             }
             Event::Pods(pool, pods) => self.pods_changed(now, pool, pods, rooms),
-            Event::Release => self.release_if(now, |_| true),
+            Event::Release => {
+                self.release_if(now, |_| true);
+                self.tick(now, rooms);
+            }
             Event::Tick => self.tick(now, rooms),
         }
         std::mem::take(&mut self.effects)
@@ -225,12 +228,12 @@ impl Queue {
             return false;
         }
         let Some(room) = rooms.room(pod, now) else { return !is_behind && self.is_out(lane, now, rooms) };
-        let look = Look { now, pod, room, rooms };
+        let look = Look { now, pod, room, rooms, is_owed: false };
         let found = self.yard.fits(&look, wish);
         self.shut = found.err();
         let goes = !is_behind && found.is_ok();
         if is_top && goes {
-            self.yard.met(pod, wish, None, (room.wait_s * 1e6) as u64);
+            self.yard.met(now, pod, wish, None, (room.wait_s * 1e6) as u64);
         }
         goes
     }
@@ -242,7 +245,7 @@ impl Queue {
         let Some(lines) = self.lanes.get(lane).filter(|lines| lines.serves(pod)) else { return false };
         let Some(waiting) = lines.line(*class).and_then(|line| line.get(ticket)) else { return false };
         let wanted = match rooms.room(pod, now) {
-            Some(room) => self.yard.wants(&Look { now, pod, room, rooms }, &waiting.wish),
+            Some(room) => self.yard.wants(&Look { now, pod, room, rooms, is_owed: false }, &waiting.wish),
             None => Err(Shut::Own),
         };
         if let Err(shut) = wanted {
@@ -261,21 +264,10 @@ impl Queue {
         self.timers.insert((check, Timer::Ticket(ticket)));
         let lines = self.lanes.entry(lane.clone()).or_insert_with(|| Lines::of(lane.bound.map(|bound| bound.pod)));
         let mark = lines.served_us(class) + lines.line(class).map_or(0, |line| line.ahead_us(&wish));
-        if let Some(line) = lines.line_mut(class) {
-            let number = self.numbers;
-            self.effects.extend(self.yard.held(&wish, true));
-            line.push(Waiting {
-                number,
-                since: now,
-                skips: 0,
-                opens_us,
-                shut: self.shut.take(),
-                patience_us,
-                mark,
-                check,
-                wish,
-            });
-        }
+        let held = self.yard.hold(&wish);
+        self.effects.extend(held.map(|(pod, _)| Effect::Holds(pod, self.yard.held_us(pod))));
+        let (number, shut) = (self.numbers, self.shut.take());
+        lines.push(Waiting { number, since: now, skips: 0, opens_us, held, shut, patience_us, mark, check, wish });
         lines.note_backlog(now);
         let count = lines.pods.len();
         let others = (0..count.min(LOOKS)).map(|step| (self.numbers as usize * LOOKS + step) % count);
@@ -288,13 +280,14 @@ impl Queue {
         others
     }
 
-    /// A lane that had nothing to do begins where those are that share pods with it.
+    /// A lane that had nothing to do begins among those that share pods with it.
     fn catch_up(&mut self, lane: &Lane) {
         let Some(lines) = self.lanes.get(lane) else { return };
         let others = self.backlogged.iter().filter_map(|other| self.lanes.get(other));
-        let least = others.filter(|other| lines.pods.iter().any(|pod| other.serves(*pod))).map(|other| other.tag).min();
-        if let Some((lines, least)) = self.lanes.get_mut(lane).zip(least) {
-            lines.tag = lines.tag.max(least);
+        let tags = others.filter(|other| lines.pods.iter().any(|pod| other.serves(*pod))).map(|other| other.tag);
+        let (least, most) = tags.fold((u64::MAX, 0), |(least, most), tag| (tag.min(least), tag.max(most)));
+        if let Some(lines) = self.lanes.get_mut(lane).filter(|_| least <= most) {
+            lines.tag = lines.tag.clamp(least, most);
         }
     }
 
@@ -302,7 +295,11 @@ impl Queue {
     fn fill(&mut self, now: Mono, pod: PodId, rooms: &dyn Rooms) {
         while !self.backlogged.is_empty() {
             let Some(room) = rooms.room(pod, now) else { return self.look_later(pod, now.after(LOOK_EVERY)) };
-            match self.pick(&Look { now, pod, room, rooms }) {
+            let look = Look { now, pod, room, rooms, is_owed: false };
+            if let Some(shut) = self.yard.takes_nobody(&look) {
+                return self.look_later(pod, now.after(shut.look_after()));
+            }
+            match self.pick(&look) {
                 Ok(Some((lane, key))) => self.send(now, &lane, key, pod),
                 Ok(None) => return,
                 Err(shut) => {
@@ -321,11 +318,14 @@ impl Queue {
             .collect();
         order.sort_by_key(|(rank, ..)| *rank);
         let mut shut: Option<Shut> = None;
-        for (_, lane, class, lines) in order {
+        for (rank, lane, class, lines) in order {
             let Some(line) = lines.line(class) else { continue };
-            match self.yard.pick(look, line) {
+            let look = Look { is_owed: rank.is_owed(), ..*look };
+            match self.yard.pick(&look, line) {
                 Ok(Some(ticket)) => return Ok(Some((lane.clone(), Key { class, ticket }))),
                 Ok(None) => {}
+                // Who has not had his floor is not passed over by those who have.
+                Err(why) if rank.is_owed() && self.yard.waits_for(&look, line, why) => return Err(why),
                 Err(why) => shut = Some(shut.map_or(why, |before| before.sooner(why))),
             }
         }
@@ -344,7 +344,7 @@ impl Queue {
         if key.class == Class::Interactive
             && let Some(best) = served.wish.best()
         {
-            self.yard.met(best, &served.wish, served.shut, now.since(served.since).as_micros() as u64);
+            self.yard.met(now, best, &served.wish, served.shut, now.since(served.since).as_micros() as u64);
         }
         self.unlisted(now, lane, &served);
         self.grant(now, &served.wish, pod, Some(now.since(served.since)));
@@ -353,7 +353,10 @@ impl Queue {
     /// A ticket has left its line.
     fn unlisted(&mut self, now: Mono, lane: &Lane, gone: &Waiting) {
         self.places.remove(&gone.wish.ticket);
-        self.effects.extend(self.yard.held(&gone.wish, false));
+        if let Some((pod, held_us)) = gone.held {
+            self.yard.unhold(pod, held_us);
+            self.effects.push(Effect::Holds(pod, self.yard.held_us(pod)));
+        }
         self.timers.remove(&(gone.check, Timer::Ticket(gone.wish.ticket)));
         let Some(lines) = self.lanes.get_mut(lane) else { return };
         lines.note_backlog(now);
@@ -451,13 +454,20 @@ impl Queue {
     fn pods_changed(&mut self, now: Mono, pool: Pool, pods: Vec<PodId>, rooms: &dyn Rooms) {
         self.yard.crew(&pool, pods.len());
         let lane = Lane { pool, bound: None };
+        let before = self.lanes.get(&lane).map(|lines| lines.pods.clone()).unwrap_or_default();
+        if before == pods && !pods.is_empty() {
+            return;
+        }
         if pods.is_empty() && self.lanes.get(&lane).is_none_or(Lines::is_empty) {
             self.lanes.remove(&lane);
         } else {
             self.lanes.entry(lane).or_insert_with(|| Lines::of(None)).pods.clone_from(&pods);
         }
-        let lanes = &self.lanes;
-        self.yard.forget(|pod| lanes.values().any(|lines| lines.serves(pod)));
+        for pod in before.into_iter().filter(|pod| pods.binary_search(pod).is_err()) {
+            if !self.lanes.values().any(|lines| lines.serves(pod)) {
+                self.yard.forget(pod);
+            }
+        }
         for pod in pods {
             self.fill(now, pod, rooms);
         }

@@ -37,7 +37,7 @@ impl Queue {
             let is_full = requests >= u64::from(limits.requests_max)
                 || bytes + wish.body_bytes > limits.body_bytes_max
                 || requests > 0 && (cost_us + wish.cost_us) as f64 / 1e6 > limits.cost_s_max;
-            if !is_full {
+            if !is_full || wish.is_again {
                 return None;
             }
             let may_evict = limits.when_full == WhenFull::EvictLast && wish.body_bytes <= limits.body_bytes_max;

@@ -7,6 +7,8 @@ use crate::flow::Class;
 /// Least time over which the pace is measured \[seconds\], and the weight of one measurement.
 const SPAN_S: f64 = 1.0;
 const PACE_GAIN: f64 = 0.3;
+/// What was measured is of no use once nothing waited for so long \[seconds\].
+const PACE_LASTS_S: f64 = 10.0;
 /// No class is thought to be served more slowly than its floor, or than this \[seconds of cost per second\].
 const PACE_MIN: f64 = 1e-3;
 /// Work that one pod is taken to do before anything was measured \[seconds of cost per second\].
@@ -19,6 +21,8 @@ const CREDIT_MAX: f64 = 20e6;
 struct Pace {
     per_s: Option<f64>,
     since: Option<Mono>,
+    /// When nothing waited any more.
+    ended: Option<Mono>,
     granted: f64,
 }
 
@@ -35,6 +39,8 @@ pub(super) struct Lines {
     served: [u64; Class::ALL.len()],
     /// Class tags of those below the first.
     shares: [u64; Class::ALL.len()],
+    /// Tag of the class below the first that was served last: who had nothing to do begins there.
+    class_time: u64,
     /// What the floors owe a class \[microseconds of cost\].
     credits: [f64; Class::ALL.len()],
     /// Of each class, while any of it waits: what goes before it is in it.
@@ -50,6 +56,7 @@ impl Lines {
             tag: 0,
             served: Default::default(),
             shares: Default::default(),
+            class_time: 0,
             credits: Default::default(),
             paces: Default::default(),
         }
@@ -95,16 +102,24 @@ impl Lines {
     pub(super) fn serve(&mut self, waiting: &Key, now: Mono, classes: &Classes) -> Option<Waiting> {
         let &Key { class, ticket } = waiting;
         let at = class as usize;
-        let had_work: Vec<bool> = self.by_class.iter().map(|line| !line.is_empty()).collect();
-        // Who had nothing to do begins where the others are.
-        let least = self.shares.iter().zip(&had_work).skip(1).filter(|(_, has)| **has).map(|(share, _)| *share).min();
         let served = self.line_mut(class)?.serve(ticket, now)?;
         let cost_us = served.wish.cost_us;
-        if let Some(share) = self.shares.get_mut(at) {
-            *share = (*share).max(least.unwrap_or(0)) + (cost_us as f64 / classes.of(class).weight) as u64;
+        if let Some(share) = self.shares.get_mut(at).filter(|_| class != Class::Interactive) {
+            self.class_time = self.class_time.max(*share);
+            *share += (cost_us as f64 / classes.of(class).weight) as u64;
         }
         self.granted(class, cost_us, now, classes);
         Some(served)
+    }
+
+    /// One of a class begins to wait.
+    pub(super) fn push(&mut self, waiting: Waiting) {
+        let at = waiting.wish.class as usize;
+        let (Some(line), Some(share)) = (self.by_class.get_mut(at), self.shares.get_mut(at)) else { return };
+        if line.is_empty() {
+            *share = (*share).max(self.class_time);
+        }
+        line.push(waiting);
     }
 
     /// Something was granted, after a wait or without.
@@ -157,6 +172,13 @@ pub(super) struct Rank {
     class: u8,
 }
 
+impl Rank {
+    /// Whether the class has not had its floor.
+    pub(super) const fn is_owed(&self) -> bool {
+        self.group == 0
+    }
+}
+
 /// Names a ticket that waits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
@@ -174,10 +196,15 @@ impl Pace {
 
     fn note(&mut self, waits: bool, now: Mono) {
         match (waits, self.since) {
-            (true, None) => (self.since, self.granted) = (Some(now), 0.0),
+            (true, None) => {
+                if self.ended.is_some_and(|ended| now.since(ended).as_secs_f64() > PACE_LASTS_S) {
+                    self.per_s = None;
+                }
+                (self.since, self.granted) = (Some(now), 0.0);
+            }
             (false, Some(_)) => {
                 self.close(now);
-                self.since = None;
+                (self.since, self.ended) = (None, Some(now));
             }
             _ => {}
         }

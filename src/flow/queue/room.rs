@@ -8,7 +8,7 @@
 //! pod with nothing in flight takes anything.
 use std::time::Duration;
 
-use crate::base::Tokens;
+use crate::base::{Mono, Tokens};
 
 /// A shut pod for which somebody waits is looked at this often, whatever happens; and never more often than that.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -28,6 +28,7 @@ const FILL_RAISE: f64 = 0.002;
 const LEFT_MORE: f64 = 0.02;
 const LEFT_LESS: f64 = 0.002;
 const LEFT_MAX: (f64, f64) = (0.3, 0.95);
+const LEFT_HALF_S: f64 = 30.0;
 /// Requests that may be overdue.
 const OVERDUE_MAX: u32 = 1;
 /// Bounds of the window; it begins at the least.
@@ -137,6 +138,7 @@ pub(super) struct Valve {
     /// Part of the KV cache, and of the queued prefill, that the other classes leave to the first.
     left_kv: f64,
     left_wait: f64,
+    left_at: Mono,
     /// It was shut for its queue, or for KV, since the last reading.
     was_shut: bool,
 }
@@ -165,6 +167,7 @@ impl Default for Valve {
             preemptions: None,
             left_kv: 0.0,
             left_wait: 0.0,
+            left_at: Mono::ZERO,
             was_shut: false,
         }
     }
@@ -212,14 +215,23 @@ impl Valve {
         fill_share * self.fill * room.capacity - room.occupied - promised.tokens
     }
 
+    /// What was learnt of the first class halves with time, whether it comes or not.
+    fn forget_until(&mut self, now: Mono) {
+        let past = now.since(std::mem::replace(&mut self.left_at, now)).as_secs_f64();
+        let factor = (-past / LEFT_HALF_S).exp2();
+        (self.left_kv, self.left_wait) = (self.left_kv * factor, self.left_wait * factor);
+    }
+
     /// What the other classes may fill of a share of the KV cache, and how long their prefills may queue: less where the first class
     /// found no room when it came.
-    pub(super) fn left(&self, fill_share: f64, theta_s: f64) -> (f64, f64) {
+    pub(super) fn left(&mut self, now: Mono, fill_share: f64, theta_s: f64) -> (f64, f64) {
+        self.forget_until(now);
         (fill_share - self.left_kv, theta_s * (1.0 - self.left_wait))
     }
 
     /// One of the first class came, and would have gone there; what kept it, and whether for too long.
-    pub(super) fn met(&mut self, shut: Option<Shut>, is_late: bool) {
+    pub(super) fn met(&mut self, now: Mono, shut: Option<Shut>, is_late: bool) {
+        self.forget_until(now);
         match shut {
             Some(Shut::Kv) if is_late => self.left_kv = (self.left_kv + LEFT_MORE).min(LEFT_MAX.0),
             _ if is_late => self.left_wait = (self.left_wait + LEFT_MORE).min(LEFT_MAX.1),

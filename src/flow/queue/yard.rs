@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::line::{Line, SCAN_MAX, SKIPS_MAX, WINDOW};
 use super::room::{EngineState, Promised, Room, Shut, Valve};
 use super::settings::{Classes, QueueSettings};
-use super::{Effect, Pool, Rooms, Wish};
+use super::{Pool, Rooms, Wish};
 use crate::base::{Mono, PodId, Tokens};
 use crate::flow::{Class, TicketId};
 
@@ -21,8 +21,6 @@ const KEPT_ONE_OF: usize = 8;
 #[derive(Debug, Default)]
 struct Pod {
     promised: Promised,
-    /// Long prefills of the last class there.
-    long: u32,
     /// Prefills of those who wait and would best go there \[microseconds\].
     held_us: u64,
     valve: Valve,
@@ -36,8 +34,8 @@ struct Pod {
 #[derive(Debug, Default)]
 struct Crew {
     count: usize,
-    /// How many have long prefills of the last class.
-    long: u32,
+    /// Pods with long prefills of the last class, and how many each has.
+    long: HashMap<PodId, u32>,
     /// How many may, beyond the share that always may.
     spare: u32,
     /// When that was changed, and when somebody of another class last had to wait.
@@ -70,6 +68,8 @@ pub(super) struct Look<'a> {
     pub(super) pod: PodId,
     pub(super) room: Room,
     pub(super) rooms: &'a dyn Rooms,
+    /// For a class that has not had its floor.
+    pub(super) is_owed: bool,
 }
 
 /// How good a match is, in microseconds, and whose.
@@ -93,8 +93,11 @@ impl Yard {
         if state.kept_for.is_some_and(|(ticket, class)| ticket != wish.ticket && wish.class >= class) {
             return Err(Shut::Own);
         }
-        let (fill, theta_s) =
-            if wish.class == Class::Interactive { (fill, theta_s) } else { state.valve.left(fill, theta_s) };
+        let (fill, theta_s) = if wish.class == Class::Interactive || look.is_owed {
+            (fill, theta_s)
+        } else {
+            state.valve.left(look.now, fill, theta_s)
+        };
         state.valve.try_open(&look.room, &state.promised, theta_s, wish.kv, fill)?;
         let Some(partner) = wish.bound.and_then(|bound| bound.partner) else { return Ok(()) };
         let Some(room) = look.rooms.room(partner, look.now) else { return Err(Shut::Own) };
@@ -102,6 +105,13 @@ impl Yard {
         // Nothing is prefilled there.
         let (room, promised) = (Room { wait_s: 0.0, ..room }, Promised { wait_s: 0.0, ..state.promised });
         state.valve.try_open(&room, &promised, theta_s, wish.kv, fill).map_err(|_| Shut::Own)
+    }
+
+    /// Why a pod takes nobody at all, if so.
+    pub(super) fn takes_nobody(&mut self, look: &Look<'_>) -> Option<Shut> {
+        let fill = self.settings.kv_fill_share;
+        let state = self.pods.entry(look.pod).or_default();
+        state.valve.try_open(&look.room, &state.promised, f64::INFINITY, Tokens(0), fill).err()
     }
 
     /// Whether its prefill is long there, of those that only some pods may have at once.
@@ -112,8 +122,8 @@ impl Yard {
     /// Whether a pod has no long prefill, and as many pods of its pool as may have.
     fn bars_long(&self, pool: &Pool, pod: PodId) -> bool {
         let Some(crew) = self.crews.get(pool) else { return false };
-        let has_any = self.pods.get(&pod).is_some_and(|state| state.long > 0);
-        !has_any && crew.long >= crew.long_max(self.settings.long_prefill_pods_share)
+        let most = crew.long_max(self.settings.long_prefill_pods_share);
+        !crew.long.contains_key(&pod) && crew.long.len() >= most as usize
     }
 
     /// A request goes to a pod after such a wait; whether its prefill is long there.
@@ -130,38 +140,41 @@ impl Yard {
             (crew.spare, crew.changed) = ((crew.spare + 1).min(crew.count as u32), now);
         }
         if is_long {
-            let state = self.pods.entry(pod).or_default();
-            crew.long += u32::from(state.long == 0);
-            state.long += 1;
+            *crew.long.entry(pod).or_default() += 1;
         }
         is_long
     }
 
     /// A long prefill has ended.
     pub(super) fn long_ended(&mut self, pool: &Pool, pod: PodId) {
-        let Some(state) = self.pods.get_mut(&pod).filter(|state| state.long > 0) else { return };
-        state.long -= 1;
-        if let Some(crew) = self.crews.get_mut(pool).filter(|_| state.long == 0) {
-            crew.long = crew.long.saturating_sub(1);
+        let Some(crew) = self.crews.get_mut(pool) else { return };
+        if let Some(count) = crew.long.get_mut(&pod) {
+            *count -= 1;
+            crew.long.retain(|_, count| *count > 0);
         }
     }
 
     /// A pool has so many pods.
     pub(super) fn crew(&mut self, pool: &Pool, count: usize) {
         self.crews.entry(Pool::clone(pool)).or_default().count = count;
-        self.crews.retain(|_, crew| crew.count > 0 || crew.long > 0);
+        self.crews.retain(|_, crew| crew.count > 0 || !crew.long.is_empty());
     }
 
-    /// One waits, or not any more, that would best go to a pod: how long the prefills are that are held for it now. Short ones of the
-    /// last class are let by and do not count.
-    pub(super) fn held(&mut self, wish: &Wish, waits: bool) -> Option<Effect> {
+    /// One waits that would best go to a pod: what is held for it by that. Short ones of the last class are let by and do not count.
+    pub(super) fn hold(&mut self, wish: &Wish) -> Option<(PodId, u64)> {
         let pod = wish.best()?;
-        if wish.class == Class::Batch && !self.is_long(wish, pod) {
-            return None;
+        let counts = wish.class != Class::Batch || self.is_long(wish, pod);
+        counts.then(|| {
+            self.pods.entry(pod).or_default().held_us += wish.best_us();
+            (pod, wish.best_us())
+        })
+    }
+
+    /// It waits no more.
+    pub(super) fn unhold(&mut self, pod: PodId, held_us: u64) {
+        if let Some(state) = self.pods.get_mut(&pod) {
+            state.held_us = state.held_us.saturating_sub(held_us);
         }
-        let held_us = &mut self.pods.entry(pod).or_default().held_us;
-        *held_us = if waits { *held_us + wish.best_us() } else { held_us.saturating_sub(wish.best_us()) };
-        Some(Effect::Holds(pod, *held_us))
     }
 
     /// What is held for a pod \[microseconds\].
@@ -177,9 +190,9 @@ impl Yard {
 
     /// One of the first class goes to a pod after such a wait: if that, and what is before it there, took longer than its own prefill
     /// does, the others leave more.
-    pub(super) fn met(&mut self, pod: PodId, wish: &Wish, shut: Option<Shut>, waited_us: u64) {
+    pub(super) fn met(&mut self, now: Mono, pod: PodId, wish: &Wish, shut: Option<Shut>, waited_us: u64) {
         let is_late = waited_us > wish.best_us();
-        self.pods.entry(pod).or_default().valve.met(shut, is_late);
+        self.pods.entry(pod).or_default().valve.met(now, shut, is_late);
     }
 
     fn free(&mut self, look: &Look<'_>) -> f64 {
@@ -199,6 +212,9 @@ impl Yard {
                 Err(why @ (Shut::Queue(_) | Shut::Slots)) => return Err(why),
                 // And nobody there needs less, or enough of those who do went before it.
                 Err(Shut::Kv) if head.skips >= SKIPS_MAX || self.free(look) < line.least_kv() as f64 => {
+                    if head.skips >= SKIPS_MAX {
+                        self.keep(look.pod, &head.wish);
+                    }
                     return Err(Shut::Kv);
                 }
                 Err(why) => shut = why,
@@ -216,13 +232,13 @@ impl Yard {
             if !one.wish.may_use(look.pod) || bars_long && self.is_long(&one.wish, look.pod) {
                 continue;
             }
-            seen += 1;
-            if seen > WINDOW {
-                break;
-            }
             let (is_ready, worse_us) = (one.may_take(look.pod, look.now), one.wish.worse_us(look.pod));
             if !is_ready && !is_idle {
                 continue;
+            }
+            seen += 1;
+            if seen > WINDOW {
+                break;
             }
             match self.fits(look, &one.wish) {
                 Err(why) => shut = shut.sooner(why),
@@ -237,6 +253,19 @@ impl Yard {
             }
         }
         best.or(nearest).map_or(Err(shut), |(_, ticket)| Ok(Some(ticket)))
+    }
+
+    /// Whether the pod is to be left to the next of a line that does not fit by now: it soon will, or the pod is kept for it.
+    pub(super) fn waits_for(&self, look: &Look<'_>, line: &Line, why: Shut) -> bool {
+        let is_kept = || {
+            let kept = self.pods.get(&look.pod).and_then(|state| state.kept_for);
+            kept.zip(line.head()).is_some_and(|((ticket, _), head)| ticket == head.wish.ticket)
+        };
+        match why {
+            Shut::Queue(_) | Shut::Slots => true,
+            Shut::Kv => is_kept(),
+            Shut::Own => false,
+        }
     }
 
     /// What was promised on a pod.
@@ -274,13 +303,14 @@ impl Yard {
         }
     }
 
-    /// Forgets pods that are gone, once nothing is promised there.
-    pub(super) fn forget(&mut self, is_there: impl Fn(PodId) -> bool) {
-        let is_idle = |state: &Pod| state.promised.requests == 0 && state.long == 0 && state.held_us == 0;
-        self.pods.retain(|pod, state| is_there(*pod) || !is_idle(state));
-        self.kept.retain(|_, pod| is_there(*pod));
-        for (_, state) in self.pods.iter_mut().filter(|(pod, _)| !is_there(**pod)) {
+    /// Forgets a pod that is gone, once nothing is promised or held there.
+    pub(super) fn forget(&mut self, pod: PodId) {
+        self.kept.retain(|_, kept| *kept != pod);
+        if let Some(state) = self.pods.get_mut(&pod) {
             state.kept_for = None;
+            if state.promised.requests == 0 && state.held_us == 0 && state.look.is_none() {
+                self.pods.remove(&pod);
+            }
         }
     }
 

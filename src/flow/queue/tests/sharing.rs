@@ -1,0 +1,207 @@
+//! Who shares with whom over time: classes, models, tenants, and what is remembered of the past.
+use super::*;
+
+fn end_last(world: &mut World) {
+    let last = *world.order().last().unwrap();
+    world.end(TicketId(last));
+}
+
+fn count(world: &World, from: usize, is_so: impl Fn(u64) -> bool) -> usize {
+    world.order()[from..].iter().filter(|number| is_so(**number)).count()
+}
+
+#[test]
+fn a_class_that_comes_late_gets_its_share_and_no_more() {
+    let mut world = World::new(queue(1));
+    (0..1_000).for_each(|number| world.ask(large(number, 0, world.now)));
+    (0..500).for_each(|_| end_last(&mut world));
+    (2_000..2_300).for_each(|number| world.ask(Wish { class: Class::Batch, ..large(number, 0, world.now) }));
+    let from = world.order().len();
+    (0..100).for_each(|_| end_last(&mut world));
+    let batch = count(&world, from, |number| number >= 2_000);
+    assert!((15..=25).contains(&batch), "four to one: {batch} of 100");
+}
+
+#[test]
+fn a_model_that_was_busy_for_long_takes_turns_with_one_that_is_new() {
+    let mut world = World::new(queue(1));
+    world.on(Event::Pods(pool("adapter"), vec![PodId(0)]));
+    for number in 0..500 {
+        world.ask(large(number, 0, world.now));
+        world.end(TicketId(number));
+    }
+    world.ask(large(999, 0, world.now));
+    (1_000..1_300).for_each(|number| world.ask(Wish { pool: pool("adapter"), ..large(number, 0, world.now) }));
+    (2_000..2_100).for_each(|number| world.ask(large(number, 0, world.now)));
+    let from = world.order().len();
+    (0..100).for_each(|_| end_last(&mut world));
+    let busy = count(&world, from, |number| number >= 2_000);
+    assert!((45..=55).contains(&busy), "{busy} of 100");
+}
+
+#[test]
+fn floors_hold_where_the_queued_prefill_is_what_shuts_a_pod() {
+    for (first, second, least) in [(Class::Standard, Class::Batch, 15), (Class::Interactive, Class::Standard, 40)] {
+        let mut world = World::new(queue(1));
+        let of = |number, class, now: Mono| Wish {
+            class,
+            kv: Tokens(1),
+            deadline: now.after(Duration::from_mins(5)),
+            ..wish(number, class, now)
+        };
+        (100_000..100_050).for_each(|number| world.ask(of(number, second, world.now)));
+        for step in 0..600 {
+            (0..2).for_each(|other| world.ask(of(2 * step + other, first, world.now)));
+            world.pass(Duration::from_millis(100));
+            while world.running.len() > 7 {
+                let first = *world.running.keys().next().unwrap();
+                world.end(first);
+            }
+        }
+        let got = count(&world, 0, |number| number >= 100_000);
+        assert!(got >= least, "{first:?} over {second:?}: {got} of {}", world.order().len());
+    }
+}
+
+#[test]
+fn floors_hold_where_kv_is_what_shuts_a_pod() {
+    let mut world = World::new(queue(1));
+    let standard = |number, now: Mono| Wish { kv: Tokens(1_000), ..wish(number, Class::Standard, now) };
+    let batch = |number, kv, now| Wish { kv: Tokens(kv), ..wish(number, Class::Batch, now) };
+    for number in 0..12 {
+        world.ask(standard(number, world.now));
+        world.pass(Duration::from_millis(100));
+    }
+    world.ask(batch(100_000, 2_000, world.now));
+    (100_001..100_040).for_each(|number| world.ask(batch(number, 500, world.now)));
+    for number in 100..2_000 {
+        world.ask(standard(number, world.now));
+        world.pass(Duration::from_millis(100));
+        let first = world.running.keys().next().copied();
+        if let Some(first) = first {
+            world.end(first);
+        }
+    }
+    assert_eq!(count(&world, 0, |number| number >= 100_000), 40, "all of the last class");
+}
+
+#[test]
+fn those_who_wait_for_a_hot_pod_hide_nobody_from_another() {
+    let mut world = World::new(queue(2));
+    world.fleet.begin(world.now, PodId(0), TicketId(900), 60_000_000, Tokens(1));
+    world.fleet.begin(world.now, PodId(1), TicketId(901), 1, Tokens(1));
+    let spots = vec![spot(0, 10_000, 0), spot(1, 500_000, 2_000_000)];
+    for number in 0..100 {
+        let places = spots.clone();
+        world.ask(Wish {
+            tenant: "a".into(),
+            cost_us: 1_000,
+            places,
+            kv: Tokens(1),
+            ..wish(number, Class::Standard, world.now)
+        });
+    }
+    world.ask(Wish {
+        tenant: "b".into(),
+        cost_us: 1_000,
+        places: vec![spot(1, 10_000, 0)],
+        kv: Tokens(1),
+        ..wish(500, Class::Standard, world.now)
+    });
+    assert_eq!(world.order(), [500]);
+}
+
+#[test]
+fn what_was_slow_once_refuses_nobody_an_hour_later() {
+    let mut world = World::new(queue(1));
+    world.fleet.begin(world.now, PodId(0), TicketId(900), 1, Tokens(9_999));
+    (0..5).for_each(|number| world.ask(wish(number, Class::Standard, world.now)));
+    world.pass(Duration::from_secs(100));
+    for number in 0..5 {
+        world.wishes.remove(&TicketId(number));
+        world.on(Event::Left(TicketId(number)));
+    }
+    world.fleet.end(PodId(0), TicketId(900));
+    world.pass(Duration::from_hours(1));
+    for burst in 1..20 {
+        for number in 0..10 {
+            let deadline = world.now.after(Duration::from_secs(5));
+            let one = wish(100 * burst + number, Class::Standard, world.now);
+            world.ask(Wish { is_promised: true, kv: Tokens(1), deadline, ..one });
+        }
+        world.pass(Duration::from_secs(2));
+        let running: Vec<_> = world.running.keys().copied().collect();
+        for ticket in running {
+            world.end(ticket);
+        }
+    }
+    assert!(world.refused.is_empty(), "{:?}", world.refused.len());
+}
+
+#[test]
+fn what_the_first_class_was_left_is_taken_again_once_it_is_gone() {
+    let mut world = World::new(queue(1));
+    for number in 0..100 {
+        world.fleet.begin(world.now, PodId(0), TicketId(900), 300_000, Tokens(1));
+        let one = wish(number, Class::Interactive, world.now);
+        world.ask(Wish { places: vec![spot(0, 20_000, 0)], kv: Tokens(1), ..one });
+        world.pass(Duration::from_secs(1));
+        world.end(TicketId(number));
+        world.fleet.end(PodId(0), TicketId(900));
+    }
+    let take = |world: &mut World, from: u64| {
+        let before = world.order().len();
+        (from..from + 8)
+            .for_each(|number| world.ask(Wish { kv: Tokens(1), ..wish(number, Class::Standard, world.now) }));
+        let took = world.order().len() - before;
+        (from..from + 8).for_each(|number| world.end(TicketId(number)));
+        took
+    };
+    assert!(take(&mut world, 1_000) < 6, "some is left to it");
+    world.pass(Duration::from_hours(2));
+    assert_eq!(take(&mut world, 2_000), 6, "as on a new pod");
+}
+
+#[test]
+fn long_prefills_of_two_models_are_counted_apart_and_to_the_end() {
+    let mut world = World::new(queue(1));
+    world.on(Event::Pods(pool("adapter"), vec![PodId(0)]));
+    let long = |number, model: &str, now| Wish {
+        pool: pool(model),
+        places: vec![spot(0, 3_000_000, 0)],
+        cold_us: 3_000_000,
+        kv: Tokens(10),
+        ..wish(number, Class::Batch, now)
+    };
+    world.ask(long(1, "m", world.now));
+    world.pass(Duration::from_secs(1));
+    world.ask(long(2, "adapter", world.now));
+    world.pass(Duration::from_secs(1));
+    (1..3).for_each(|number| world.end(TicketId(number)));
+    world.pass(Duration::from_secs(100));
+    world.ask(long(3, "m", world.now));
+    assert_eq!(world.order(), [1, 2, 3]);
+}
+
+#[test]
+fn what_is_held_for_a_pod_ends_with_those_who_wait_whatever_is_configured_meanwhile() {
+    let mut world = World::new(queue(1));
+    world.ask(large(0, 0, world.now));
+    world.ask(Wish { class: Class::Batch, places: vec![spot(0, 3_000_000, 0)], ..large(1, 0, world.now) });
+    assert_eq!(world.held[&PodId(0)], 3_000_000);
+    let settings = QueueSettings { long_prefill_s: 5.0, ..QueueSettings::default() };
+    world.queue.configure(settings, Classes::default());
+    (0..2).for_each(|number| world.end(TicketId(number)));
+    assert_eq!((world.queue.waiting(), world.held[&PodId(0)]), (0, 0));
+}
+
+#[test]
+fn among_many_tenants_a_light_one_is_not_refused_for_a_flood() {
+    let mut world = World::new(queue(1));
+    world.ask(large(0, 0, world.now));
+    let of = |number, tenant: String, now| Wish { tenant: tenant.into(), cost_us: 10_000, ..large(number, 0, now) };
+    (10..268).for_each(|number| world.ask(of(number, format!("t{number}"), world.now)));
+    (1_000..3_000).for_each(|number| world.ask(of(number, "flood".to_owned(), world.now)));
+    world.ask(Wish { is_promised: true, ..of(9_000, "light".to_owned(), world.now) });
+    assert!(world.refused.is_empty());
+}
