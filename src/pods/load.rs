@@ -28,8 +28,9 @@ pub struct Load {
     streams: AtomicU32,
     plain: AtomicU32,
     coming: AtomicU32,
-    /// Prefills that wait at the gate for room there \[µs\].
+    /// Prefills that wait at the gate for room there \[µs\]: all, and those of the first class.
     held_us: AtomicU64,
+    held_first_us: AtomicU64,
     /// Something is held against the pod: its health needs a closer look.
     pub(super) is_uneasy: AtomicBool,
     pub(super) is_asleep: AtomicBool,
@@ -86,6 +87,8 @@ pub struct LoadNow {
     pub wait_s: f64,
     /// Time of the prefills that wait at the gate until the pod has room for them \[seconds\].
     pub held_s: f64,
+    /// Of this, of the first class, before which nothing else goes \[seconds\].
+    pub held_first_s: f64,
     /// Prompt tokens of everything in flight, and what it generated so far: each sequence's context added up.
     pub context_tokens: Tokens,
     /// Of these, generated.
@@ -116,6 +119,8 @@ pub struct Glance {
     pub wait_s: f64,
     /// See [`LoadNow::held_s`].
     pub held_s: f64,
+    /// See [`LoadNow::held_first_s`].
+    pub held_first_s: f64,
     /// See [`LoadNow::context_tokens`].
     pub context_tokens: f64,
     /// See [`LoadNow::pinned_tokens`].
@@ -145,6 +150,7 @@ impl Load {
             prefill_tokens: Tokens((queue.tokens as f64 * left) as u64),
             wait_s: queue.wait(now),
             held_s: self.held_us.load(Relaxed) as f64 * 1e-6,
+            held_first_s: self.held_first_us.load(Relaxed) as f64 * 1e-6,
             context_tokens: Tokens(context),
             generated_tokens: Tokens(generated),
             pinned_tokens: Tokens(context.saturating_sub(self.shared_tokens.load(Relaxed))),
@@ -153,9 +159,10 @@ impl Load {
         }
     }
 
-    /// Prefills of so many microseconds wait at the gate for room there.
-    pub fn hold(&self, held_us: u64) {
+    /// Prefills of so many microseconds wait at the gate for room there, and so many of the first class.
+    pub fn hold(&self, held_us: u64, first_us: u64) {
         self.held_us.store(held_us, Relaxed);
+        self.held_first_us.store(first_us, Relaxed);
     }
 
     /// The counters as last booked: work that should be done by now still counts.
@@ -177,6 +184,7 @@ impl Load {
             decoding: f64::from(requests.saturating_sub(prefilling) + self.coming.load(Relaxed)),
             wait_s: until.0.saturating_sub(now.0) as f64 * 1e-6,
             held_s: self.held_us.load(Relaxed) as f64 * 1e-6,
+            held_first_s: self.held_first_us.load(Relaxed) as f64 * 1e-6,
             context_tokens: context as f64,
             pinned_tokens: context.saturating_sub(self.shared_tokens.load(Relaxed)) as f64,
             capacity: if capacity == 0 { f64::INFINITY } else { capacity as f64 },

@@ -16,6 +16,7 @@ use super::reply::Fault;
 use super::shown::{Shown, Split};
 use crate::base::{Mono, PodId, Rng, Tokens};
 use crate::disagg::{self, Around, Obstacle, Plan, Settings};
+use crate::flow::Class;
 use crate::observe::Stage;
 use crate::pods::{Fleet, Leave, Marks, Pod, Work};
 use crate::prefix::{BLOCK_BYTES, Fingerprint, Hits};
@@ -311,6 +312,7 @@ impl Exchange {
             grammar: facts.asks.grammar,
             adapter: adapter(&fleet, &facts.model),
             urgency: facts.urgency,
+            is_first: facts.caller.class == Class::Interactive,
             ttft_s: self.note.slo.ttft_s,
             media: facts.prompt.as_ref().map_or(0, |prompt| prompt.media),
             session: routing.session(fields),

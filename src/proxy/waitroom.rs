@@ -328,7 +328,11 @@ impl Waitroom {
 impl Inner {
     fn apply(&mut self, effect: Effect, fleet: &Fleet) {
         match effect {
-            Effect::Holds(pod, held_us) => fleet.find(pod).into_iter().for_each(|pod| pod.load.hold(held_us)),
+            Effect::Holds(pod, held) => {
+                if let Some(pod) = fleet.find(pod) {
+                    pod.load.hold(held.all_us, held.first_us);
+                }
+            }
             // If nobody listens any more, what was sent is dropped, and the one who left says so himself.
             Effect::Grant(ticket, pod) => {
                 if let Some(called) = self.calls.remove(&ticket) {

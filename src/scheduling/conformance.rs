@@ -32,6 +32,7 @@ fn any_pod(id: u32, rng: &mut Rng) -> PodView {
         prefill_tokens: Tokens(rng.below(100_000)),
         wait_s: rng.unit() * 10.0,
         held_s: rng.unit() * 2.0,
+        held_first_s: rng.unit(),
         context_tokens: Tokens(context),
         generated_tokens: Tokens(rng.below(1_000)),
         pinned_tokens: Tokens(rng.below(context + 1)),

@@ -54,6 +54,7 @@ pub struct Ask {
     prompt: Tokens,
     tokens: f64,
     urgency: f64,
+    is_first: bool,
     others: f64,
     /// `σ`.
     price: f64,
@@ -157,6 +158,7 @@ impl Ask {
             prompt: request.prompt_tokens,
             tokens,
             urgency: request.urgency.unwrap_or(rates.urgency),
+            is_first: request.is_first,
             others: rates.others,
             price: Self::price(rates, means.kv_share),
             mean: means.step,
@@ -194,12 +196,14 @@ impl Ask {
                 *line = self.line(seen.step);
             }
             let load = line.request * requests + line.decoding * decoding + line.context * context;
-            return line.base + self.urgency * (seen.wait_s + seen.held_s - self.lead_s()).max(0.0) + load;
+            return line.base
+                + self.urgency * (seen.wait_s + self.held(seen.held_s, seen.held_first_s) - self.lead_s()).max(0.0)
+                + load;
         }
         let place = Place {
             step: seen.step,
             hit: hit.min(self.prompt),
-            wait: seen.wait_s + seen.held_s,
+            wait: seen.wait_s + self.held(seen.held_s, seen.held_first_s),
             blur: 0.0,
             requests,
             decoding,
@@ -237,6 +241,11 @@ impl Ask {
         }
     }
 
+    /// What waits at the gate for a pod and goes before this one.
+    const fn held(&self, all_s: f64, first_s: f64) -> f64 {
+        if self.is_first { first_s } else { all_s }
+    }
+
     /// What a second of own prefill costs on top, in a fleet whose KV cache is pinned to `kv_share`.
     fn price(rates: &Rates, kv_share: f64) -> f64 {
         let occupancy = kv_share.clamp(0.0, OCCUPANCY_MAX);
@@ -252,7 +261,7 @@ impl Ask {
         Place {
             step: pod.step,
             hit: (pod.hit + pod.guessed).min(self.prompt),
-            wait: (pod.load.wait_s + pod.load.held_s).max(opens),
+            wait: (pod.load.wait_s + self.held(pod.load.held_s, pod.load.held_first_s)).max(opens),
             blur: pod.blur,
             requests: f64::from(pod.load.requests) + foreign,
             decoding: f64::from(pod.load.decoding() + pod.peers_decoding + pod.load.coming) + foreign,

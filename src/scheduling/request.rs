@@ -53,6 +53,8 @@ pub struct Request<'a> {
     /// What a second before the first token is worth, against one after it: 5 for a tight time to first token, 1 for
     /// throughput. `None`: the scorer's own setting. Follows class and SLO.
     pub urgency: Option<f64>,
+    /// Whether it goes before all others that wait at the gate.
+    pub is_first: bool,
     /// Time to first token that is promised \[seconds\]. Source: the model's SLO. `None`: none is.
     pub ttft_s: Option<f64>,
     /// Hash of the adapter (LoRA) that it needs; `None` for a base model, or if unknown.
@@ -90,6 +92,7 @@ impl<'a> Request<'a> {
             answers: 1,
             skips_cache: false,
             urgency: None,
+            is_first: false,
             ttft_s: None,
             adapter: None,
             grammar: None,

@@ -44,6 +44,7 @@ pub(crate) struct Asked {
     prompt: Arc<Fingerprint>,
     is_stream: bool,
     urgency: Option<f64>,
+    is_first: bool,
 }
 
 impl Asked {
@@ -57,7 +58,7 @@ impl Asked {
             Class::Batch => Some(1.0),
         };
         let prompt = Arc::new(Fingerprint::of(Api::Chat, &anatomy, &seed));
-        Some(Self { prompt, is_stream: anatomy.stream, urgency })
+        Some(Self { prompt, is_stream: anatomy.stream, urgency, is_first: class == Class::Interactive })
     }
 }
 
@@ -322,6 +323,7 @@ impl Replica {
         let (hits, prompt) = (&self.hits, self.hits.prompt_tokens);
         let request = Request {
             urgency: asked.urgency,
+            is_first: asked.is_first,
             expected_tokens: self.latency.expected(MODEL),
             is_stream: asked.is_stream,
             head: asked.prompt.chains.first().and_then(|chain| chain.blocks.first().copied()),

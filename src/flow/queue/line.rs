@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::Wish;
 use super::room::Shut;
+use super::{Held, Wish};
 use crate::base::{Mono, PodId};
 use crate::flow::TicketId;
 
@@ -36,8 +36,8 @@ pub(super) struct Waiting {
     pub(super) skips: u8,
     /// Time in which its best pod will have done what is there and what is held for it \[microseconds\].
     pub(super) opens_us: u64,
-    /// What is held for its best pod because of it \[microseconds\].
-    pub(super) held: Option<(PodId, u64)>,
+    /// What is held for its best pod because of it.
+    pub(super) held: Option<(PodId, Held)>,
     /// Why its best pod did not take it when it came.
     pub(super) shut: Option<Shut>,
     /// Longest time for which it waits for the best pod \[microseconds\].

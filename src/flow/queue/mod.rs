@@ -39,7 +39,7 @@ use room::{LOOK_EVERY, Shut};
 pub use settings::{ClassRules, ClassSettings, Classes, QueueSettings, WhenFull};
 
 use wish::Lane;
-pub use wish::{Backlog, Bound, Effect, Event, Pool, Rooms, Spot, Wish};
+pub use wish::{Backlog, Bound, Effect, Event, Held, Pool, Rooms, Spot, Wish};
 use yard::{Look, Yard};
 
 use super::{Class, TicketId};
@@ -200,7 +200,8 @@ impl Queue {
         let looks: Vec<PodId> = wish.places.iter().map(|spot| spot.pod).collect();
         let opens_us = wish.best().map_or(0, |pod| {
             let wait_s = rooms.room(pod, now).map_or(0.0, |room| room.wait_s);
-            (wait_s * 1e6) as u64 + self.yard.held_us(pod)
+            let held = self.yard.held(pod);
+            (wait_s * 1e6) as u64 + if wish.class == Class::Interactive { held.first_us } else { held.all_us }
         });
         let others = self.enqueue(now, lane, wish, opens_us);
         for pod in looks.into_iter().chain(others) {
@@ -265,7 +266,7 @@ impl Queue {
         let lines = self.lanes.entry(lane.clone()).or_insert_with(|| Lines::of(lane.bound.map(|bound| bound.pod)));
         let mark = lines.served_us(class) + lines.line(class).map_or(0, |line| line.ahead_us(&wish));
         let held = self.yard.hold(&wish);
-        self.effects.extend(held.map(|(pod, _)| Effect::Holds(pod, self.yard.held_us(pod))));
+        self.effects.extend(held.map(|(pod, _)| Effect::Holds(pod, self.yard.held(pod))));
         let (number, shut) = (self.numbers, self.shut.take());
         lines.push(Waiting { number, since: now, skips: 0, opens_us, held, shut, patience_us, mark, check, wish });
         lines.note_backlog(now);
@@ -353,9 +354,9 @@ impl Queue {
     /// A ticket has left its line.
     fn unlisted(&mut self, now: Mono, lane: &Lane, gone: &Waiting) {
         self.places.remove(&gone.wish.ticket);
-        if let Some((pod, held_us)) = gone.held {
-            self.yard.unhold(pod, held_us);
-            self.effects.push(Effect::Holds(pod, self.yard.held_us(pod)));
+        if let Some((pod, own)) = gone.held {
+            self.yard.unhold(pod, own);
+            self.effects.push(Effect::Holds(pod, self.yard.held(pod)));
         }
         self.timers.remove(&(gone.check, Timer::Ticket(gone.wish.ticket)));
         let Some(lines) = self.lanes.get_mut(lane) else { return };

@@ -142,7 +142,7 @@ impl World {
                         assert!(self.wishes.remove(&ticket).is_some() && refusal.retry_after.is_some());
                         self.refused.insert(ticket, (refusal.reason, self.now));
                     }
-                    Effect::Holds(pod, held_us) => drop(self.held.insert(pod, held_us)),
+                    Effect::Holds(pod, held) => drop(self.held.insert(pod, held.all_us)),
                     Effect::Recall(ticket) => {
                         self.recalled += 1;
                         let pod = self.running.remove(&ticket).expect("one that runs is recalled");

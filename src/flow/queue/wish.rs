@@ -151,6 +151,15 @@ impl Wish {
     }
 }
 
+/// Prefills that wait for room on a pod \[microseconds\].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// All; of the last class only long ones, since the others let it pass.
+    pub all_us: u64,
+    /// Of the first class: all that is before one of it.
+    pub first_us: u64,
+}
+
 /// What happens.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -183,8 +192,8 @@ pub enum Effect {
     Grant(TicketId, PodId),
     /// Refuse it.
     Refuse(TicketId, Refusal),
-    /// Prefills of so many microseconds wait for room on this pod.
-    Holds(PodId, u64),
+    /// So much waits for room on this pod.
+    Holds(PodId, Held),
     /// Take it back from its pod if nothing of it reached its client; then it may ask again.
     Recall(TicketId),
 }

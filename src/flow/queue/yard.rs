@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::line::{Line, SCAN_MAX, SKIPS_MAX, WINDOW};
 use super::room::{EngineState, Promised, Room, Shut, Valve};
 use super::settings::{Classes, QueueSettings};
-use super::{Pool, Rooms, Wish};
+use super::{Held, Pool, Rooms, Wish};
 use crate::base::{Mono, PodId, Tokens};
 use crate::flow::{Class, TicketId};
 
@@ -21,8 +21,8 @@ const KEPT_ONE_OF: usize = 8;
 #[derive(Debug, Default)]
 struct Pod {
     promised: Promised,
-    /// Prefills of those who wait and would best go there \[microseconds\].
-    held_us: u64,
+    /// Prefills of those who wait and would best go there.
+    held: Held,
     valve: Valve,
     /// When it is looked at next.
     look: Option<Mono>,
@@ -161,25 +161,29 @@ impl Yard {
     }
 
     /// One waits that would best go to a pod: what is held for it by that. Short ones of the last class are let by and do not count.
-    pub(super) fn hold(&mut self, wish: &Wish) -> Option<(PodId, u64)> {
+    pub(super) fn hold(&mut self, wish: &Wish) -> Option<(PodId, Held)> {
         let pod = wish.best()?;
-        let counts = wish.class != Class::Batch || self.is_long(wish, pod);
-        counts.then(|| {
-            self.pods.entry(pod).or_default().held_us += wish.best_us();
-            (pod, wish.best_us())
-        })
+        if wish.class == Class::Batch && !self.is_long(wish, pod) {
+            return None;
+        }
+        let first_us = if wish.class == Class::Interactive { wish.best_us() } else { 0 };
+        let own = Held { all_us: wish.best_us(), first_us };
+        let held = &mut self.pods.entry(pod).or_default().held;
+        (held.all_us, held.first_us) = (held.all_us + own.all_us, held.first_us + own.first_us);
+        Some((pod, own))
     }
 
     /// It waits no more.
-    pub(super) fn unhold(&mut self, pod: PodId, held_us: u64) {
-        if let Some(state) = self.pods.get_mut(&pod) {
-            state.held_us = state.held_us.saturating_sub(held_us);
+    pub(super) fn unhold(&mut self, pod: PodId, own: Held) {
+        if let Some(Pod { held, .. }) = self.pods.get_mut(&pod) {
+            held.all_us = held.all_us.saturating_sub(own.all_us);
+            held.first_us = held.first_us.saturating_sub(own.first_us);
         }
     }
 
-    /// What is held for a pod \[microseconds\].
-    pub(super) fn held_us(&self, pod: PodId) -> u64 {
-        self.pods.get(&pod).map_or(0, |state| state.held_us)
+    /// What is held for a pod.
+    pub(super) fn held(&self, pod: PodId) -> Held {
+        self.pods.get(&pod).map_or_else(Held::default, |state| state.held)
     }
 
     /// Whether a request that just came would be taken by a pod that took nobody before.
@@ -308,7 +312,7 @@ impl Yard {
         self.kept.retain(|_, kept| *kept != pod);
         if let Some(state) = self.pods.get_mut(&pod) {
             state.kept_for = None;
-            if state.promised.requests == 0 && state.held_us == 0 && state.look.is_none() {
+            if state.promised.requests == 0 && state.held == Held::default() && state.look.is_none() {
                 self.pods.remove(&pod);
             }
         }

@@ -130,6 +130,21 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_at_the_gate_counts_unless_the_request_goes_before_it() {
+        let request = Request::new("m", Tokens(1_000));
+        let first = Request { is_first: true, ..request };
+        let held = |all_s, first_s| {
+            let mut pod = loaded(0, 1, 0, 0);
+            (pod.load.held_s, pod.load.held_first_s) = (all_s, first_s);
+            pod
+        };
+        let (free, taken) = (cost_of(&request, held(0.0, 0.0)), cost_of(&request, held(3.0, 0.0)));
+        assert!((taken - free - 12.0).abs() < 1e-9, "four times three seconds: {free} {taken}");
+        assert!((cost_of(&first, held(3.0, 0.0)) - free).abs() < 1e-9);
+        assert!((cost_of(&first, held(3.0, 1.0)) - free - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
     fn an_idle_warm_pod_beats_an_idle_cold_one_and_loses_when_it_is_swamped() {
         let request = Request::new("m", Tokens(8000));
         let warm = |requests, tokens| PodView { hit: Tokens(7800), ..queued(0, requests, tokens) };

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::base::{Mono, PodId, Tokens};
-use tidegate::flow::queue::{Effect, Event};
+use tidegate::flow::queue::{Effect, Event, Held};
 use tidegate::flow::{Bound, Class as Rank, EngineState, Pool, Room, Rooms, Spot, TicketId, Wish};
 use tidegate::pods::{Fleet, Leave, Reading, Role};
 use tidegate::proxy::room_of;
@@ -72,8 +72,10 @@ impl Replica {
     }
 
     /// Prefills wait here for room on a pod.
-    pub(crate) fn holds(&self, pod: PodId, held_us: u64) {
-        self.table.fleet().find(pod).into_iter().for_each(|pod| pod.load.hold(held_us));
+    pub(crate) fn holds(&self, pod: PodId, held: Held) {
+        if let Some(pod) = self.table.fleet().find(pod) {
+            pod.load.hold(held.all_us, held.first_us);
+        }
     }
 
     /// When the queue wants to be asked again.

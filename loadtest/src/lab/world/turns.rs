@@ -60,9 +60,9 @@ impl World<'_> {
                     let after = refusal.retry_after.unwrap_or_default();
                     self.refused(ticket.0 as usize, after.as_micros() as u64);
                 }
-                Effect::Holds(pod, held_us) => {
+                Effect::Holds(pod, held) => {
                     if let Some(replica) = self.gates.get(gate as usize) {
-                        replica.holds(pod, held_us);
+                        replica.holds(pod, held);
                     }
                 }
                 Effect::Recall(ticket) => self.recalled(ticket.0 as usize),

@@ -205,3 +205,19 @@ fn among_many_tenants_a_light_one_is_not_refused_for_a_flood() {
     world.ask(Wish { is_promised: true, ..of(9_000, "light".to_owned(), world.now) });
     assert!(world.refused.is_empty());
 }
+
+#[test]
+fn what_is_held_before_the_first_class_is_its_own() {
+    let mut queue = queue(1);
+    let fleet =
+        Fleet { down: BTreeSet::new(), pods: [(PodId(0), (Mono(1), [(TicketId(900), 9_999.0)].into()))].into() };
+    let mut held = Held::default();
+    for (number, class) in [(1, Class::Standard), (2, Class::Interactive), (3, Class::Batch)] {
+        for effect in queue.on(Mono(5), Event::Asks(wish(number, class, Mono(5))), &fleet) {
+            if let Effect::Holds(_, now) = effect {
+                held = now;
+            }
+        }
+    }
+    assert_eq!(held, Held { all_us: 200_000, first_us: 100_000 }, "and short ones of the last class let all pass");
+}
