@@ -16,7 +16,7 @@ use super::step::{StepCell, StepTime};
 use crate::base::{Mono, Tokens};
 
 /// No request has more tokens than this; a pod that claims more in its `usage` is not believed.
-const TOKENS_MAX: u64 = 1 << 32;
+pub(super) const TOKENS_MAX: u64 = 1 << 32;
 
 /// Counters of one pod. What every decision looks at comes first, in two cache lines: a survey of a thousand pods is bound by
 /// those.
@@ -27,7 +27,7 @@ pub struct Load {
     unanswered: AtomicU32,
     streams: AtomicU32,
     plain: AtomicU32,
-    coming: AtomicU32,
+    pub(super) coming: AtomicU32,
     /// Prefills that wait at the gate for room there \[µs\]: all, and those of the first class.
     held_us: AtomicU64,
     held_first_us: AtomicU64,
@@ -37,7 +37,7 @@ pub struct Load {
     pub(super) scrape_failures: AtomicU32,
     until: AtomicU64,
     at: AtomicU64,
-    prompt_tokens: AtomicU64,
+    pub(super) prompt_tokens: AtomicU64,
     generated_tokens: AtomicU64,
     shared_tokens: AtomicU64,
     /// KV capacity in tokens; 0 while unknown.
@@ -423,41 +423,6 @@ impl Drop for Reservation {
     }
 }
 
-/// KV blocks that a pod keeps for another one after its own work is done, or room for those that will come. Dropping it gives
-/// them back.
-#[derive(Debug)]
-pub struct Lien {
-    pod: Arc<Pod>,
-    tokens: u64,
-    is_coming: bool,
-}
-
-impl Lien {
-    /// The pod keeps the blocks of so many tokens.
-    pub fn new(pod: Arc<Pod>, tokens: Tokens) -> Self {
-        let tokens = tokens.0.min(TOKENS_MAX);
-        pod.load.prompt_tokens.fetch_add(tokens, Relaxed);
-        Self { pod, tokens, is_coming: false }
-    }
-
-    /// The pod will be brought so many tokens, and decode from there.
-    pub fn coming(pod: Arc<Pod>, tokens: Tokens) -> Self {
-        pod.load.coming.fetch_add(1, Relaxed);
-        let mut lien = Self::new(pod, tokens);
-        lien.is_coming = true;
-        lien
-    }
-}
-
-impl Drop for Lien {
-    fn drop(&mut self) {
-        self.pod.load.prompt_tokens.fetch_sub(self.tokens, Relaxed);
-        if self.is_coming {
-            self.pod.load.coming.fetch_sub(1, Relaxed);
-        }
-    }
-}
-
 /// Moves a booking to its new value, in one step that never lets the counter dip below the others' bookings.
 fn move_to(counter: &AtomicU64, booked: &mut u64, value: u64) {
     let value = value.min(TOKENS_MAX);
@@ -474,6 +439,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    use super::super::Lien;
     use super::super::pod::tests::pod;
     use super::*;
     use crate::base::Rng;
