@@ -10,12 +10,13 @@ use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::intake::Facts;
 use super::legs::Legs;
-use super::plan::{Choice, Pair, Part, Place};
+use super::plan::{Choice, Pair, Part};
 use super::reply::Fault;
 use super::waitroom::{Permit, Said};
 use crate::api::Usage;
 use crate::base::{Mono, PodId, Tokens};
-use crate::flow::{Bound, Pool, Spot, TicketId, Wish};
+use crate::flow::queue::Toll;
+use crate::flow::{Bound, Pool, TicketId, Wish};
 use crate::pods::Leave;
 use crate::runtime::now;
 
@@ -180,30 +181,24 @@ impl Exchange {
     }
 
     fn wish(&self, facts: &Facts, choice: &Choice, ticket: TicketId, partner: Option<PodId>, tried: &[PodId]) -> Wish {
-        let (prompt, step) = (choice.prompt, choice.pod.load.step.get());
-        let prefill_us = |hit: Tokens| (step.prefill(prompt.less(hit).0, hit.0) * 1e6) as u64;
-        let best_us = prefill_us(choice.hit);
-        let spot = |place: &Place| {
-            let prefill_us = prefill_us(place.hit);
-            let worse_us = place.worse_s.map_or(prefill_us.saturating_sub(best_us), |worse_s| (worse_s * 1e6) as u64);
-            Spot { pod: place.pod, prefill_us, worse_us }
-        };
         let class = facts.caller.class;
         let promised = self.note.slo.ttft_s;
         let slack_s = promised.unwrap_or_else(|| class.order_s());
         let arrived = self.note.read_at.unwrap_or(self.note.started);
         let is_prefill = choice.part == Part::Prefill;
         let output = if is_prefill { 0.0 } else { choice.output };
+        let places = choice.places.iter().map(|place| (place.pod, place.hit, place.worse_s));
+        let toll = Toll::of(choice.pod.load.step.get(), (choice.prompt, choice.hit), output, places);
         Wish {
             ticket,
             pool: Pool { model: facts.account.clone(), is_prefill },
             class,
             tenant: Arc::clone(&facts.caller.tenant),
             weight: self.identity.policy.weight,
-            cost_us: (step.request(prompt, choice.hit, output) * 1e6) as u64,
-            kv: Tokens(prompt.0 + (0.5 * output) as u64),
-            places: choice.places.iter().map(spot).collect(),
-            cold_us: prefill_us(Tokens(0)),
+            cost_us: toll.cost_us,
+            kv: toll.kv,
+            places: toll.places,
+            cold_us: toll.cold_us,
             bound: (is_prefill || facts.pinned == Some(choice.pod.id)).then_some(Bound { pod: choice.pod.id, partner }),
             is_restricted: choice.is_restricted,
             tried: tried.to_vec(),

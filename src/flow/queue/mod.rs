@@ -39,7 +39,7 @@ use room::{LOOK_EVERY, Shut};
 pub use settings::{ClassRules, ClassSettings, Classes, QueueSettings, WhenFull};
 
 use wish::Lane;
-pub use wish::{Backlog, Bound, Effect, Event, Held, Pool, Rooms, Spot, Wish};
+pub use wish::{Backlog, Bound, Effect, Event, Held, Pool, Rooms, Spot, Toll, Wish};
 use yard::{Look, Yard};
 
 use super::{Class, TicketId};

@@ -6,6 +6,7 @@ use super::room::{EngineState, Room};
 use super::{CHOOSY_EVERY, KEEP_AFTER};
 use crate::base::{ModelName, Mono, PodId, Tokens};
 use crate::flow::{Class, Refusal, TicketId};
+use crate::pods::StepTime;
 
 /// Pods that do the same for a model: prefill for others, or everything else. Each has its own lines.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +43,45 @@ pub struct Spot {
     pub prefill_us: u64,
     /// For how long one would rather wait for the best \[microseconds\].
     pub worse_us: u64,
+}
+
+/// What a request takes of the pods that it may go to.
+#[derive(Clone, Debug)]
+pub struct Toll {
+    /// [`Wish::cost_us`].
+    pub cost_us: u64,
+    /// [`Wish::kv`].
+    pub kv: Tokens,
+    /// [`Wish::places`].
+    pub places: Vec<Spot>,
+    /// [`Wish::cold_us`].
+    pub cold_us: u64,
+}
+
+impl Toll {
+    /// Of a prompt of which the best pod has `hit` cached, and an answer of `output` tokens. Places are pods, what they have cached, and
+    /// by how many seconds each is worse than the best, if ranking said so.
+    pub fn of(
+        step: StepTime,
+        (prompt, hit): (Tokens, Tokens),
+        output: f64,
+        places: impl Iterator<Item = (PodId, Tokens, Option<f64>)>,
+    ) -> Self {
+        let prefill_us = |hit: Tokens| (step.prefill(prompt.less(hit).0, hit.0) * 1e6) as u64;
+        let best_us = prefill_us(hit);
+        let spot = |(pod, hit, worse_s): (PodId, Tokens, Option<f64>)| {
+            let prefill_us = prefill_us(hit);
+            let worse_us = worse_s.map_or(prefill_us.saturating_sub(best_us), |worse_s| (worse_s * 1e6) as u64);
+            Spot { pod, prefill_us, worse_us }
+        };
+        Self {
+            cost_us: (step.request(prompt, hit, output) * 1e6) as u64,
+            // Its room is judged while others end: half of its answer is there by then.
+            kv: Tokens(prompt.0 + (0.5 * output) as u64),
+            places: places.map(spot).collect(),
+            cold_us: prefill_us(Tokens(0)),
+        }
+    }
 }
 
 /// What a request wants.

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::base::{Mono, PodId, Tokens};
-use tidegate::flow::queue::{Effect, Event, Held};
-use tidegate::flow::{Bound, Class as Rank, EngineState, Pool, Room, Rooms, Spot, TicketId, Wish};
+use tidegate::flow::queue::{Effect, Event, Held, Toll};
+use tidegate::flow::{Bound, Class as Rank, EngineState, Pool, Room, Rooms, TicketId, Wish};
 use tidegate::pods::{Fleet, Leave, Reading, Role};
 use tidegate::proxy::room_of;
 use tidegate::scheduling::Latency;
@@ -97,14 +97,6 @@ impl Replica {
         tried: &[PodId],
     ) -> Option<Wish> {
         let pod = self.pod(choice.at)?;
-        let (step, prompt) = (pod.load.step.get(), choice.prompt);
-        let prefill_us = |hit: Tokens| (step.prefill(prompt.less(hit).0, hit.0) * 1e6) as u64;
-        let best_us = prefill_us(choice.hit);
-        let spot = |&(pod, hit, worse_s): &(PodId, Tokens, Option<f64>)| {
-            let prefill_us = prefill_us(hit);
-            let worse_us = worse_s.map_or(prefill_us.saturating_sub(best_us), |worse_s| (worse_s * 1e6) as u64);
-            Spot { pod, prefill_us, worse_us }
-        };
         let is_prefill = choice.part == Part::Prefill;
         let output = if is_prefill { 0.0 } else { choice.output };
         let class = match terms.class {
@@ -114,16 +106,17 @@ impl Replica {
         };
         let slack = Duration::from_secs_f64(terms.ttft_s.unwrap_or_else(|| class.order_s()));
         let partner = partner.and_then(|decode| self.id(decode.at));
+        let toll = Toll::of(pod.load.step.get(), (choice.prompt, choice.hit), output, choice.places.iter().copied());
         Some(Wish {
             ticket: TicketId(terms.number),
             pool: Pool { model: MODEL.into(), is_prefill },
             class,
             tenant: terms.tenant.to_string().into(),
             weight: 1.0,
-            cost_us: (step.request(prompt, choice.hit, output) * 1e6) as u64,
-            kv: Tokens(prompt.0 + (0.5 * output) as u64),
-            places: choice.places.iter().map(spot).collect(),
-            cold_us: prefill_us(Tokens(0)),
+            cost_us: toll.cost_us,
+            kv: toll.kv,
+            places: toll.places,
+            cold_us: toll.cold_us,
             bound: is_prefill.then_some(Bound { pod: pod.id, partner }),
             is_restricted: false,
             tried: tried.to_vec(),
