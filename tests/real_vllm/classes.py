@@ -3,7 +3,7 @@
 
 Start the servers, then this; it starts the gate itself:
   serve.sh generate 8101 --max-num-seqs 4 & serve.sh generate 8102 --max-num-seqs 4 & wait
-Usage: classes.py [--tidegate BINARY] [--requests N]
+Usage: classes.py [--tidegate BINARY] [--requests N] [--no-queue]
 
 Says how many waited in the engines, how long each class waited for its first token, and whether any request was lost; that a tenant over
 its limit is told when to come back, and that two tenants do not find each other's prompts in the pods' caches.
@@ -69,13 +69,17 @@ def main():
     parser.add_argument("--tidegate", default="target/release/tidegate")
     parser.add_argument("--requests", type=int, default=192)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-queue", action="store_true", help="the same without a queue, to compare")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     folder = pathlib.Path(tempfile.mkdtemp())
     keys = {tenant: secrets.token_hex(24) for tenant in [*CLASSES, "small"]}
     lines = [f"{hashlib.sha256(key.encode()).hexdigest()} {tenant}\n" for tenant, key in keys.items()]
     (folder / "keys").write_text("".join(lines))
-    (folder / "gate.yaml").write_text((HERE / "classes.yaml").read_text())
+    settings = (HERE / "classes.yaml").read_text()
+    if args.no_queue:
+        settings = settings.replace("flow:\n", "flow:\n  queue: {enabled: false}\n")
+    (folder / "gate.yaml").write_text(settings)
     command = [str(pathlib.Path(args.tidegate).resolve()), "serve", "--config", str(folder / "gate.yaml"), "--listen", "127.0.0.1:8090", "--admin", "127.0.0.1:9991",
                "--access-log", str(folder / "access.log")] + [part for pod in PODS for part in ("--pod", pod)]
     gate = subprocess.Popen(command, stderr=(folder / "gate.log").open("w"), cwd=folder)
@@ -108,14 +112,16 @@ def run(args, rng, keys):
         tenant = list(CLASSES)[number % 3]
         prompt = f"{number} " + " ".join(rng.choice(WORDS) for _ in range(rng.randint(10, 150)))
         asked.append((tenant, prompt, rng.randint(8, 40)))
+    began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
         got = list(pool.map(lambda one: (one[0], one[2], ask(8090, keys[one[0]], one[1], one[2])), asked))
+    took = time.monotonic() - began
     over.set()
     watcher.join()
     lost = [one for one in got if one[2]["status"] != 200 or one[2]["made"] != one[1]]
     waits = {name: sorted(one[2]["ttft"] for one in got if one[0] == name and one[2]["status"] == 200) for name in CLASSES}
     means = {name: statistics.mean(times) for name, times in waits.items()}
-    print(f"{len(got)} requests of 64 clients; lost or short: {len(lost)}")
+    print(f"{len(got)} requests of 64 clients in {took:.1f} s; lost or short: {len(lost)}")
     print(f"waiting in an engine: most {max(waiting):.0f}, mean {statistics.mean(waiting):.2f} of {len(waiting)} looks: "
           + " ".join(f"{count:.0f}" for count in waiting))
     for name, times in waits.items():

@@ -133,7 +133,7 @@ impl Queue {
             Event::Eased(pod) => self.fill(now, pod, rooms),
             Event::Read(pod, engine) => {
                 if let Some(room) = rooms.room(pod, now) {
-                    self.yard.read(pod, engine, &room);
+                    self.yard.read(now, pod, engine, &room);
                 }
                 self.fill(now, pod, rooms);
             }
@@ -414,7 +414,7 @@ impl Queue {
         }
         let pod = granted.pod;
         if let Some(room) = rooms.room(pod, now) {
-            self.yard.answered(pod, &room);
+            self.yard.answered(now, pod, &room);
         }
         self.fill(now, pod, rooms);
     }

@@ -33,6 +33,10 @@ const LEFT_HALF_S: f64 = 30.0;
 const OVERDUE_MAX: u32 = 1;
 /// Bounds of the window; it begins at the least.
 const WINDOW: (f64, f64) = (2.0, 1_024.0);
+/// Readings in a row of a shut pod where nobody waits after which one more may go there.
+const DRY_MAX: u32 = 4;
+/// Once it is known how many requests a pod takes, readings no older than this say more than first tokens do.
+const FRESH: Duration = Duration::from_secs(1);
 /// Queued prefill that explains no waiting \[seconds\].
 const SHORT_S: f64 = 0.1;
 
@@ -127,7 +131,14 @@ impl Shut {
 pub(super) struct Valve {
     factor: f64,
     fill: f64,
+    /// Requests that it takes, once it was seen that it runs no more: as many as leave one waiting there. What ran at the last reading,
+    /// and when that was.
     slots: Option<u32>,
+    ran: Option<u32>,
+    read_at: Mono,
+    /// More than one waited there at that reading; and readings since it was shut at which nobody did.
+    is_ahead: bool,
+    dry: u32,
     window: f64,
     /// The window was full since the last first token; and first tokens that came in time since it was last changed.
     was_full: bool,
@@ -160,6 +171,10 @@ impl Default for Valve {
             factor: 1.0,
             fill: 1.0,
             slots: None,
+            ran: None,
+            read_at: Mono::ZERO,
+            is_ahead: false,
+            dry: 0,
             window: WINDOW.0,
             was_full: false,
             in_time: 0,
@@ -177,6 +192,7 @@ impl Valve {
     /// Whether there is room for one more of `tokens`, where a class waits for `theta_s` at most and `fill_share` of the KV is filled.
     pub(super) fn try_open(
         &mut self,
+        now: Mono,
         room: &Room,
         promised: &Promised,
         theta_s: f64,
@@ -191,8 +207,9 @@ impl Valve {
             return Ok(());
         }
         let (wait_s, theta_s) = (room.wait_s + promised.wait_s, theta_s * self.factor);
-        let is_full = f64::from(room.unanswered + promised.requests) >= self.window;
-        let was_overdue = std::mem::replace(&mut self.is_overdue, room.overdue > OVERDUE_MAX);
+        let is_told = self.slots.is_some() && now.since(self.read_at) <= FRESH;
+        let is_full = f64::from(room.unanswered + promised.requests) >= self.window && !is_told;
+        let was_overdue = std::mem::replace(&mut self.is_overdue, room.overdue > OVERDUE_MAX && !is_told);
         if self.is_overdue && !was_overdue {
             (self.window, self.in_time) = ((self.window / 2.0).max(WINDOW.0), 0);
         }
@@ -243,8 +260,10 @@ impl Valve {
     }
 
     /// A first token came; `room` is what is known after it.
-    pub(super) fn answered(&mut self, room: &Room) {
-        if room.overdue == 0 && std::mem::take(&mut self.was_full) {
+    pub(super) fn answered(&mut self, now: Mono, room: &Room) {
+        // In time, but only since it is not known how fast it could be.
+        let is_ahead = self.is_ahead && now.since(self.read_at) <= FRESH;
+        if room.overdue == 0 && std::mem::take(&mut self.was_full) && !is_ahead {
             self.in_time += 1;
             if f64::from(self.in_time) >= self.window {
                 (self.window, self.in_time) = ((self.window + 1.0).min(WINDOW.1), 0);
@@ -253,23 +272,33 @@ impl Valve {
     }
 
     /// Takes a reading; `room` is what the gate itself knows of that moment.
-    pub(super) fn read(&mut self, engine: EngineState, room: &Room) {
+    pub(super) fn read(&mut self, now: Mono, engine: EngineState, room: &Room) {
         let before = self.preemptions.replace(engine.preemptions);
         // A counter that fell is another process.
         let preempted = before.is_some_and(|before| engine.preemptions > before);
         self.fill = if preempted { (self.fill - FILL_CUT).max(FILL_MIN) } else { (self.fill + FILL_RAISE).min(1.0) };
         let was_shut = std::mem::take(&mut self.was_shut);
+        let is_steady = self.ran.replace(engine.running) == Some(engine.running);
         if engine.waiting > 1 {
-            if room.wait_s <= SHORT_S && !preempted {
-                // Not its prefills: it runs as many as it may.
+            if !preempted && (is_steady || room.wait_s <= SHORT_S) {
+                // Not its prefills, or not these alone: it runs as many as it may.
                 self.slots = Some(engine.running.max(1) + 1);
-            } else {
+            }
+            if preempted || room.wait_s > SHORT_S {
                 self.factor = (self.factor * CUT).max(FACTOR.0);
             }
         } else if was_shut {
             self.factor = (self.factor + RAISE).min(FACTOR.1);
-            self.slots = self.slots.map(|slots| slots.max(engine.running + engine.waiting) + 1);
         }
+        self.dry = if was_shut && engine.waiting == 0 { self.dry + 1 } else { 0 };
+        if let Some(slots) = self.slots.as_mut()
+            && (engine.running >= *slots || self.dry >= DRY_MAX)
+        {
+            // More run; or some are always on their way, and it is not seen whether more would.
+            (*slots, self.dry) = (engine.running.max(*slots) + 1 + engine.running / 16, 0);
+        }
+        self.is_ahead = engine.waiting > 1;
+        self.read_at = now;
     }
 }
 
@@ -289,7 +318,7 @@ mod tests {
     };
 
     fn shut(room: Room, tokens: u64) -> Option<Shut> {
-        Valve::default().try_open(&room, &Promised::default(), 0.5, Tokens(tokens), 0.95).err()
+        Valve::default().try_open(Mono(1), &room, &Promised::default(), 0.5, Tokens(tokens), 0.95).err()
     }
 
     #[test]
@@ -306,11 +335,12 @@ mod tests {
         let tried = Room { is_tried: true, capacity: f64::INFINITY, ..Room::IDLE };
         assert_eq!(shut(tried, 1), None);
         assert_eq!(
-            Valve::default().try_open(&tried, &promised, 9.0, Tokens(1), 0.95),
+            Valve::default().try_open(Mono(1), &tried, &promised, 9.0, Tokens(1), 0.95),
             Err(Shut::Slots),
             "one tries it"
         );
-        let now = |promised: &Promised| Valve::default().try_open(&BUSY, promised, 0.5, Tokens(40), 0.95).err();
+        let now =
+            |promised: &Promised| Valve::default().try_open(Mono(1), &BUSY, promised, 0.5, Tokens(40), 0.95).err();
         assert!(matches!(now(&promised), Some(Shut::Queue(_))));
         promised.take(0.6, Tokens(20));
         assert_eq!((now(&promised), promised), (None, Promised::default()));
@@ -321,19 +351,31 @@ mod tests {
         let mut valve = Valve::default();
         let open = |valve: &mut Valve, requests, wait_s| {
             let room = Room { requests, wait_s, capacity: f64::INFINITY, ..BUSY };
-            valve.try_open(&room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
+            valve.try_open(Mono(1), &room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
         };
         let told = |running, waiting| EngineState { running, waiting, preemptions: 0 };
-        valve.read(told(4, 3), &Room { requests: 7, ..BUSY });
+        valve.read(Mono(1), told(4, 3), &Room { requests: 7, ..BUSY });
         assert!(open(&mut valve, 4, 0.0) && !open(&mut valve, 5, 0.0), "four run, one may wait");
-        valve.read(told(4, 1), &Room { requests: 5, ..BUSY });
-        assert!(open(&mut valve, 5, 0.0), "and it is tried whether more run by now");
+        valve.read(Mono(1), told(4, 1), &Room { requests: 5, ..BUSY });
+        assert!(!open(&mut valve, 5, 0.0), "it has what it wants");
+        valve.read(Mono(1), told(5, 0), &Room { requests: 5, ..BUSY });
+        assert!(open(&mut valve, 5, 0.0), "more run by now");
+        let long = Room { wait_s: 0.3, ..BUSY };
+        valve.read(Mono(1), told(4, 2), &long);
+        assert!(open(&mut valve, 5, 0.0), "its prefills wait");
+        valve.read(Mono(1), told(4, 2), &long);
+        assert!(open(&mut valve, 4, 0.0) && !open(&mut valve, 5, 0.0), "it runs no more");
+        for _ in 0..DRY_MAX {
+            assert!(!open(&mut valve, 5, 0.0), "nothing says that more would run");
+            valve.read(Mono(1), told(3, 0), &Room { requests: 5, ..BUSY });
+        }
+        assert!(open(&mut valve, 5, 0.0), "one more is tried");
         let mut valve = Valve::default();
-        (0..30).for_each(|_| valve.read(told(1, 9), &Room { wait_s: 2.0, ..BUSY }));
+        (0..30).for_each(|_| valve.read(Mono(1), told(1, 9), &Room { wait_s: 2.0, ..BUSY }));
         assert!(!open(&mut valve, 3, 0.2), "long queues there shut it earlier");
         for _ in 0..100 {
             let _ = open(&mut valve, 3, 9.0);
-            valve.read(told(3, 0), &BUSY);
+            valve.read(Mono(1), told(3, 0), &BUSY);
         }
         assert!(open(&mut valve, 3, 1.9), "one that is shut while nothing waits opens");
     }
@@ -343,21 +385,21 @@ mod tests {
         let mut valve = Valve::default();
         let open = |valve: &mut Valve, unanswered, overdue| {
             let room = Room { unanswered, overdue, requests: 300, capacity: f64::INFINITY, ..BUSY };
-            valve.try_open(&room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
+            valve.try_open(Mono(1), &room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
         };
         assert!(open(&mut valve, 1, 0) && !open(&mut valve, 2, 0));
         for wide in 2..9 {
             for _ in 0..wide {
                 assert!(!open(&mut valve, wide, 0) && open(&mut valve, wide - 1, 0));
-                valve.answered(&BUSY);
-                valve.answered(&BUSY);
+                valve.answered(Mono(1), &BUSY);
+                valve.answered(Mono(1), &BUSY);
             }
         }
         assert!(open(&mut valve, 8, 0) && !open(&mut valve, 9, 0), "what comes while it is not full teaches nothing");
         for wide in [5, 3, 2] {
             assert!(open(&mut valve, 0, 0));
             (0..9).for_each(|_| assert!(!open(&mut valve, 1, 2), "looking often does not make it narrower"));
-            valve.answered(&Room { overdue: 1, ..BUSY });
+            valve.answered(Mono(1), &Room { overdue: 1, ..BUSY });
             assert!(!open(&mut valve, wide, 0) && open(&mut valve, wide - 1, 0));
         }
     }
@@ -365,11 +407,12 @@ mod tests {
     #[test]
     fn preemptions_leave_more_of_the_cache_free() {
         let mut valve = Valve::default();
-        let fits =
-            |valve: &mut Valve, tokens| valve.try_open(&BUSY, &Promised::default(), 0.5, Tokens(tokens), 1.0).is_ok();
+        let fits = |valve: &mut Valve, tokens| {
+            valve.try_open(Mono(1), &BUSY, &Promised::default(), 0.5, Tokens(tokens), 1.0).is_ok()
+        };
         assert!(fits(&mut valve, 100));
         for preemptions in [0, 5, 9] {
-            valve.read(EngineState { running: 3, waiting: 0, preemptions }, &BUSY);
+            valve.read(Mono(1), EngineState { running: 3, waiting: 0, preemptions }, &BUSY);
         }
         assert!(!fits(&mut valve, 50) && fits(&mut valve, 30));
     }

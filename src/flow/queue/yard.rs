@@ -98,20 +98,20 @@ impl Yard {
         } else {
             state.valve.left(look.now, fill, theta_s)
         };
-        state.valve.try_open(&look.room, &state.promised, theta_s, wish.kv, fill)?;
+        state.valve.try_open(look.now, &look.room, &state.promised, theta_s, wish.kv, fill)?;
         let Some(partner) = wish.bound.and_then(|bound| bound.partner) else { return Ok(()) };
         let Some(room) = look.rooms.room(partner, look.now) else { return Err(Shut::Own) };
         let state = self.pods.entry(partner).or_default();
         // Nothing is prefilled there.
         let (room, promised) = (Room { wait_s: 0.0, ..room }, Promised { wait_s: 0.0, ..state.promised });
-        state.valve.try_open(&room, &promised, theta_s, wish.kv, fill).map_err(|_| Shut::Own)
+        state.valve.try_open(look.now, &room, &promised, theta_s, wish.kv, fill).map_err(|_| Shut::Own)
     }
 
     /// Why a pod takes nobody at all, if so.
     pub(super) fn takes_nobody(&mut self, look: &Look<'_>) -> Option<Shut> {
         let fill = self.settings.kv_fill_share;
         let state = self.pods.entry(look.pod).or_default();
-        state.valve.try_open(&look.room, &state.promised, f64::INFINITY, Tokens(0), fill).err()
+        state.valve.try_open(look.now, &look.room, &state.promised, f64::INFINITY, Tokens(0), fill).err()
     }
 
     /// Whether its prefill is long there, of those that only some pods may have at once.
@@ -328,13 +328,13 @@ impl Yard {
     }
 
     /// A first token came there.
-    pub(super) fn answered(&mut self, pod: PodId, room: &Room) {
-        self.pods.entry(pod).or_default().valve.answered(room);
+    pub(super) fn answered(&mut self, now: Mono, pod: PodId, room: &Room) {
+        self.pods.entry(pod).or_default().valve.answered(now, room);
     }
 
     /// A reading of a pod.
-    pub(super) fn read(&mut self, pod: PodId, engine: EngineState, room: &Room) {
-        self.pods.entry(pod).or_default().valve.read(engine, room);
+    pub(super) fn read(&mut self, now: Mono, pod: PodId, engine: EngineState, room: &Room) {
+        self.pods.entry(pod).or_default().valve.read(now, engine, room);
     }
 
     /// When the pod is looked at next.
