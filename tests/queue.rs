@@ -16,7 +16,7 @@ use kit::line::Line;
 use kit::wire::connect;
 use kit::{Answer, Gate, chat, post, request};
 use tidegate::sim::engine::EngineSettings;
-use tidegate::sim::http::{Fleet, SimConfig};
+use tidegate::sim::http::{Fault, Fleet, Rule, Script, SimConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
 
@@ -221,4 +221,34 @@ async fn the_last_class_gives_way_before_its_first_token_and_is_served_later() {
     drop(running);
     let lines = gate.finish().await;
     assert!(lines.iter().all(|line| line["attempts"] == 1), "being taken back is no attempt: {lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_of_no_use_any_more_is_taken_off_its_pod() {
+    let (gate, fleet) = Gate::with_pods(1, SimConfig::default(), "").await;
+    let addr = gate.addr();
+    let held = |fault, marker: &'static str| Rule::new(fault).marker(marker);
+    fleet.pods[0].script(
+        Script::from(held(Fault::Silent, "silent"))
+            .rule(held(Fault::SilenceAtEvent(0), "hesitant"))
+            .rule(held(Fault::SlowTokens(Duration::from_millis(100)), "slow")),
+    );
+    // More of them than a pod may fail in a row.
+    for number in 0..12 {
+        let (prompt, is_stream) = if number % 2 == 0 { ("silent", false) } else { ("hesitant", true) };
+        let answer = post(
+            addr,
+            CHAT,
+            "x-tidegate-deadline-ms: 40\r\n",
+            &chat("sim", &format!("{prompt} {number}"), is_stream, 3),
+        )
+        .await;
+        assert_eq!((answer.status, answer.header("x-tidegate-reason")), (504, Some("deadline_passed")), "{prompt}");
+    }
+    gate.eventually("nothing is left there", || running(&fleet) == 0).await;
+    let line = post(addr, CHAT, "x-tidegate-deadline-ms: 2000\r\n", &chat("sim", "slow", true, 25)).await;
+    assert_eq!(line.status, 200, "the pod is as good as before");
+    assert!(line.is_whole && line.text().contains("[DONE]"), "what has begun in time is not cut");
+    let lines = gate.finish().await;
+    assert_eq!(lines.iter().filter(|line| line["cause"] == "deadline_passed").count(), 12);
 }

@@ -37,5 +37,5 @@ pub use queue::{
 };
 pub use refusal::{Reason, Refusal};
 pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, may_retry};
-pub use slo::SloSettings;
+pub use slo::{SloSettings, deadline_s};
 pub use tenant::{Policy, TenantLimits, TenantSettings, Tenants};

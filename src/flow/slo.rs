@@ -10,6 +10,14 @@ const TTFT_FIELDS: [&str; 3] = ["x-tidegate-ttft-slo-ms", "x-llm-d-slo-ttft-ms",
 /// Fields that ask for a time between tokens.
 const ITL_FIELDS: [&str; 3] = ["x-tidegate-itl-slo-ms", "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 
+/// Field that says for how long an answer is of use: a stream must have begun by then, any other answer be complete.
+const DEADLINE_FIELDS: [&str; 1] = ["x-tidegate-deadline-ms"];
+
+/// For how long an answer to a request is of use, if it says so \[seconds since it came\].
+pub fn deadline_s(fields: &HeaderMap) -> Option<f64> {
+    asked_s(fields, &DEADLINE_FIELDS)
+}
+
 /// Promises, under `flow.slo` and `models.<name>.slo`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -90,6 +98,13 @@ mod tests {
         for nonsense in ["", "-5", "0", "NaN", "inf", "1e99", "soon"] {
             assert_eq!(of(&[("x-tidegate-ttft-slo-ms", nonsense)], true), (Some(0.5), None), "{nonsense}");
         }
+    }
+
+    #[test]
+    fn a_deadline_is_any_callers_to_set() {
+        assert_eq!(deadline_s(&fields(&[("x-tidegate-deadline-ms", "1500")])), Some(1.5));
+        assert_eq!(deadline_s(&fields(&[])), None);
+        assert_eq!(deadline_s(&fields(&[("x-tidegate-deadline-ms", "tomorrow")])), None);
     }
 
     #[test]

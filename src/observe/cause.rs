@@ -79,6 +79,8 @@ causes! {
     UnsupportedMedia = "unsupported_media", Client;
     /// A header the gate reads is malformed.
     BadHeader = "bad_header", Client;
+    /// No answer had begun when the request's own deadline passed.
+    DeadlinePassed = "deadline_passed", Client;
     /// No pod serves this model.
     UnknownModel = "unknown_model", Client;
     /// No such path.

@@ -13,10 +13,13 @@ use pingora::ErrorType;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::guard::Conn;
 use super::reply::Fault;
 use crate::api::Shape;
+use crate::base::Mono;
+use crate::runtime::now;
 
 /// Longest body that is passed over to keep a connection.
 const PASSED_OVER_BYTES_MAX: u64 = 64 * 1024;
@@ -39,6 +42,8 @@ pub(super) enum Left {
     Gone,
     /// The gate ends now; what still runs is cut.
     Cutoff,
+    /// Its deadline passed before an answer began.
+    Overdue,
 }
 
 /// What tells a request that the gate stops.
@@ -60,6 +65,8 @@ pub(super) struct Client {
     watches: bool,
     surplus_bytes: u32,
     status: Option<u16>,
+    /// When an answer that has not begun is of no use any more.
+    pub(super) due: Option<Mono>,
     sent_bytes: u64,
     ended: bool,
     is_cut: bool,
@@ -80,6 +87,7 @@ impl Client {
             watches: true,
             surplus_bytes: 0,
             status: None,
+            due: None,
             sent_bytes: 0,
             ended: false,
             is_cut: false,
@@ -167,7 +175,7 @@ impl Client {
             self.session.write_continue_response().await.map_err(|_| Fault::BodyCut)?;
         }
         let (mut first, mut all) = (Bytes::new(), BytesMut::new());
-        let deadline = tokio::time::sleep(limit);
+        let deadline = sleep(limit);
         tokio::pin!(deadline);
         let mut earned = 0_u64;
         loop {
@@ -190,7 +198,7 @@ impl Client {
             if earned >= floor {
                 let more = Duration::from_secs(earned / floor);
                 earned %= floor;
-                let latest = tokio::time::sleep(limit).deadline();
+                let latest = sleep(limit).deadline();
                 let until = (deadline.deadline() + more).min(latest);
                 deadline.as_mut().reset(until);
             }
@@ -226,13 +234,16 @@ impl Client {
         }
     }
 
-    /// Resolves when the client has left or the gate cuts what still runs; else never. Cancel-safe.
+    /// Resolves when the client has left, nothing was sent when its deadline passed, or the gate cuts what still runs; else never.
+    /// Cancel-safe.
     pub(super) async fn left(&mut self) -> Left {
         let mut cutoff = self.stop.cutoff.clone();
+        let due = self.due.filter(|_| self.status.is_none());
         tokio::select! {
             biased;
             () = self.gone() => Left::Gone,
             () = told(&mut cutoff) => Left::Cutoff,
+            () = sleep(due.map_or(Duration::MAX, |due| due.since(now()))), if due.is_some() => Left::Overdue,
         }
     }
 

@@ -1,6 +1,7 @@
 //! From a body to facts: read it under its bounds, look at its anatomy, strip what endangers pods, name the model, hash the
 //! prompt. What comes out is owned and can be sent as often as needed.
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, header};
@@ -15,7 +16,7 @@ use super::reply::Fault;
 use crate::api::{Anatomy, Api, BadBody, Edit, dangers, splice, strip_dangerous};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
 use crate::disagg::{self, Obstacle, Sampling};
-use crate::flow::{Arrival, BodyKey, Caller, Class, Reason, Replay, Trust};
+use crate::flow::{Arrival, BodyKey, Caller, Class, Reason, Replay, Trust, deadline_s};
 use crate::observe::Stage;
 use crate::pods::Fleet;
 use crate::prefix::{Fingerprint, Seed};
@@ -156,6 +157,8 @@ impl Exchange {
             self.note.vouched = if self.is_trusted { self.note.slo } else { promised.configured() };
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
+        self.note.deadline_s = deadline_s(&self.client.head().headers);
+        self.client.due = self.note.deadline_s.map(|left_s| self.note.started.after(Duration::from_secs_f64(left_s)));
         self.note.is_stream = facts.is_stream;
         self.charge(&facts)?;
         let asked_at = now();

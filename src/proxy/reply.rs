@@ -76,6 +76,8 @@ pub enum Fault {
     Truncated,
     /// Descriptors or ports ran out.
     Exhausted,
+    /// The deadline that the request set for itself has passed.
+    Deadline,
     /// The gate is about to stop.
     ShuttingDown,
     /// A panic in the gate.
@@ -186,6 +188,7 @@ impl Fault {
             | Self::Memory
             | Self::Poisoned
             | Self::Exhausted
+            | Self::Deadline
             | Self::ShuttingDown => self.row_of_refusal(),
             _ => self.row_of_pod(),
         }
@@ -299,6 +302,10 @@ impl Fault {
             .refused("request_poisoned", None),
             Self::Exhausted => Row::new(503, BUSY, "Sockets are short. Try again later.", Cause::GateExhausted)
                 .refused("exhausted", Some(1)),
+            Self::Deadline => {
+                let text = "The deadline of the request (x-tidegate-deadline-ms) has passed.";
+                Row::new(504, TIMEOUT, text, Cause::DeadlinePassed).refused("deadline_passed", None)
+            }
             _ => Row::new(503, BUSY, "The server is shutting down.", Cause::ShuttingDown)
                 .refused("shutting_down", Some(1))
                 .closing(),
@@ -390,6 +397,7 @@ mod tests {
             (Fault::StreamBroken, 502, None, false),
             (Fault::Truncated, 502, None, false),
             (Fault::Exhausted, 503, Some("exhausted"), false),
+            (Fault::Deadline, 504, Some("deadline_passed"), false),
             (Fault::ShuttingDown, 503, Some("shutting_down"), true),
             (Fault::Panic, 500, None, false),
         ] {

@@ -182,7 +182,8 @@ impl Exchange {
 
     fn wish(&self, facts: &Facts, choice: &Choice, ticket: TicketId, partner: Option<PodId>, tried: &[PodId]) -> Wish {
         let class = facts.caller.class;
-        let promised = self.note.slo.ttft_s;
+        // What comes after its own deadline is of no use to it either.
+        let promised = self.note.slo.ttft_s.into_iter().chain(self.note.deadline_s).reduce(f64::min);
         let slack_s = promised.unwrap_or_else(|| class.order_s());
         let arrived = self.note.read_at.unwrap_or(self.note.started);
         let is_prefill = choice.part == Part::Prefill;
