@@ -18,7 +18,7 @@ use super::rules::Rules;
 use crate::base::{Mono, PodId};
 use crate::flow::queue::{Effect, Event};
 use crate::flow::{Backlog, Class, EngineState, Pool, Queue, Refusal, Room, Rooms, TicketId, Wish};
-use crate::pods::{Fleet, Pod, Role, Standing};
+use crate::pods::{Fleet, Pod, Role, STEP_TOKENS, Standing};
 use crate::runtime::now;
 
 /// How often pods that came or left are looked for, beside every arrival.
@@ -388,6 +388,7 @@ pub fn room_of(pod: &Pod, output: Option<f64>, now: Mono) -> Option<Room> {
         is_spared: sign.busy_until.is_some(),
         is_tried: sign.standing == Standing::Probe,
         wait_s: seen.wait_s,
+        full_step_s: pod.load.step.get().prefill(STEP_TOKENS, 0),
         requests: requests as u32,
         unanswered: pod.load.unanswered(now),
         overdue: pod.load.overdue(now),

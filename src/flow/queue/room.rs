@@ -49,6 +49,8 @@ pub struct Room {
     pub is_tried: bool,
     /// Prefill sent there and not done \[seconds\].
     pub wait_s: f64,
+    /// A step that is full of prefill \[seconds\].
+    pub full_step_s: f64,
     /// Requests in flight there, those of others included.
     pub requests: u32,
     /// Of these, those without a first token.
@@ -67,6 +69,7 @@ impl Room {
         is_spared: false,
         is_tried: false,
         wait_s: 0.0,
+        full_step_s: 0.5,
         requests: 0,
         unanswered: 0,
         overdue: 0,
@@ -280,8 +283,9 @@ impl Valve {
         let was_shut = std::mem::take(&mut self.was_shut);
         let is_steady = self.ran.replace(engine.running) == Some(engine.running);
         if engine.waiting > 1 {
-            if !preempted && (is_steady || room.wait_s <= SHORT_S) {
-                // Not its prefills, or not these alone: it runs as many as it may.
+            let is_short = room.wait_s <= SHORT_S || is_steady && room.wait_s <= room.full_step_s;
+            if is_short && !preempted {
+                // Not its prefills, which fit into a step: it runs as many as it may.
                 self.slots = Some(engine.running.max(1) + 1);
             }
             if preempted || room.wait_s > SHORT_S {
@@ -310,6 +314,7 @@ mod tests {
         is_spared: false,
         is_tried: false,
         wait_s: 0.0,
+        full_step_s: 0.5,
         requests: 3,
         unanswered: 0,
         overdue: 0,
@@ -360,6 +365,9 @@ mod tests {
         assert!(!open(&mut valve, 5, 0.0), "it has what it wants");
         valve.read(Mono(1), told(5, 0), &Room { requests: 5, ..BUSY });
         assert!(open(&mut valve, 5, 0.0), "more run by now");
+        (0..9).for_each(|_| valve.read(Mono(1), told(4, 2), &Room { wait_s: 0.6, ..BUSY }));
+        assert!(open(&mut valve, 5, 0.0), "its prefills wait");
+        valve.read(Mono(1), told(3, 0), &BUSY);
         let long = Room { wait_s: 0.3, ..BUSY };
         valve.read(Mono(1), told(4, 2), &long);
         assert!(open(&mut valve, 5, 0.0), "its prefills wait");

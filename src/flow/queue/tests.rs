@@ -35,6 +35,7 @@ impl Rooms for Fleet {
             requests: jobs.len() as u32,
             unanswered: 0,
             overdue: 0,
+            full_step_s: 0.5,
             occupied: jobs.values().sum(),
             capacity: 10_000.0,
         })
