@@ -4,8 +4,10 @@
 //! what runs there, grown to its expected length, and the one more fill no more than a part of its KV cache; and while no more
 //! than one request that should have had its first token has none; and while no more than a window of requests have none at all.
 //! The window grows by one when as many first tokens came in time as it is wide, and is halved when some begin to be overdue, as
-//! TCP does it: an engine that runs as many sequences as it may lets the next ones wait, and that is seen without any reading. A
-//! pod with nothing in flight takes anything.
+//! TCP does it: an engine that runs as many sequences as it may lets the next ones wait, and that is seen without any reading.
+//! Readings say it sooner: where several wait though their prefills fit into a step, the engine runs no more than it does, and one more
+//! than that is sent there; then, as long as readings come, neither window nor overdue ones count. A pod with nothing in flight takes
+//! anything.
 use std::time::Duration;
 
 use crate::base::{Mono, Tokens};
