@@ -243,7 +243,7 @@ impl Client {
             biased;
             () = self.gone() => Left::Gone,
             () = told(&mut cutoff) => Left::Cutoff,
-            () = sleep(due.map_or(Duration::MAX, |due| due.since(now()))), if due.is_some() => Left::Overdue,
+            () = until(due) => Left::Overdue,
         }
     }
 
@@ -390,5 +390,13 @@ impl Client {
 async fn told(flag: &mut watch::Receiver<bool>) {
     if flag.wait_for(|is_up| *is_up).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// Resolves at that time; never without one.
+async fn until(at: Option<Mono>) {
+    match at {
+        Some(at) => sleep(at.since(now())).await,
+        None => std::future::pending().await,
     }
 }
