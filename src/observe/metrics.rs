@@ -256,7 +256,7 @@ impl Metrics {
             index_bytes: Gauge::default(),
             step_times: ArcSwap::default(),
             queues: ArcSwap::default(),
-            queue_outcomes: Family::with(&["at_once", "waited", "refused", "left", "recalled"]),
+            queue_outcomes: Family::with(&["at_once", "waited", "refused", "left", "overdue", "recalled"]),
             queue_waits: std::array::from_fn(|_| Histogram::new(TTFT_US)),
             safe_mode: Gauge::default(),
             explain: Gauge::default(),

@@ -76,8 +76,6 @@ pub(super) struct Note {
     /// When the prefill of a request on two pods had answered.
     pub(super) prefilled_at: Option<Mono>,
     pub(super) slo: Slo,
-    /// For how long an answer is of use, by the request itself \[s\].
-    pub(super) deadline_s: Option<f64>,
     /// What of it was configured or asked by a trusted caller: only this teaches, or anybody could steer where others go.
     pub(super) vouched: Slo,
     /// When the body was there.
@@ -363,7 +361,6 @@ impl Note {
             first_at: None,
             prefilled_at: None,
             slo: Slo { ttft_s: None, itl_s: None },
-            deadline_s: None,
             vouched: Slo { ttft_s: None, itl_s: None },
             read_at: None,
             balance: None,

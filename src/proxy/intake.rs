@@ -157,8 +157,8 @@ impl Exchange {
             self.note.vouched = if self.is_trusted { self.note.slo } else { promised.configured() };
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
-        self.note.deadline_s = deadline_s(&self.client.head().headers);
-        self.client.due = self.note.deadline_s.map(|left_s| self.note.started.after(Duration::from_secs_f64(left_s)));
+        let due_after = |left_s| self.note.started.after(Duration::from_secs_f64(left_s));
+        self.client.due = deadline_s(&self.client.head().headers).map(due_after);
         self.note.is_stream = facts.is_stream;
         self.charge(&facts)?;
         let asked_at = now();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 use super::attempt::{Trial, Tried};
+use super::client::Left;
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::intake::Facts;
@@ -55,7 +56,8 @@ impl Exchange {
                     biased;
                     called = waiting.called() => called,
                     left = self.client.left() => {
-                        self.gate.metrics.queue_outcomes.inc("left");
+                        let outcome = if left == Left::Overdue { "overdue" } else { "left" };
+                        self.gate.metrics.queue_outcomes.inc(outcome);
                         return Err(left.into());
                     }
                 };
@@ -182,10 +184,11 @@ impl Exchange {
 
     fn wish(&self, facts: &Facts, choice: &Choice, ticket: TicketId, partner: Option<PodId>, tried: &[PodId]) -> Wish {
         let class = facts.caller.class;
-        // What comes after its own deadline is of no use to it either.
-        let promised = self.note.slo.ttft_s.into_iter().chain(self.note.deadline_s).reduce(f64::min);
-        let slack_s = promised.unwrap_or_else(|| class.order_s());
         let arrived = self.note.read_at.unwrap_or(self.note.started);
+        // What comes after its own deadline is of no use to it either.
+        let own_s = self.client.due.map(|due| due.since(arrived).as_secs_f64());
+        let promised = self.note.slo.ttft_s.into_iter().chain(own_s).reduce(f64::min);
+        let slack_s = promised.unwrap_or_else(|| class.order_s());
         let is_prefill = choice.part == Part::Prefill;
         let output = if is_prefill { 0.0 } else { choice.output };
         let places = choice.places.iter().map(|place| (place.pod, place.hit, place.worse_s));

@@ -191,19 +191,18 @@ impl Ask {
         let (requests, decoding) = (seen.requests + foreign, seen.decoding + foreign);
         let context = seen.context_tokens + foreign_tokens;
         let occupied = seen.pinned_tokens + foreign_tokens;
+        let wait = seen.wait_s + self.held(seen.held_s, seen.held_first_s);
         if hit.0 == 0 && occupied + self.tokens + self.growth(requests) <= seen.capacity {
             if line.step != seen.step {
                 *line = self.line(seen.step);
             }
             let load = line.request * requests + line.decoding * decoding + line.context * context;
-            return line.base
-                + self.urgency * (seen.wait_s + self.held(seen.held_s, seen.held_first_s) - self.lead_s()).max(0.0)
-                + load;
+            return line.base + self.urgency * (wait - self.lead_s()).max(0.0) + load;
         }
         let place = Place {
             step: seen.step,
             hit: hit.min(self.prompt),
-            wait: seen.wait_s + self.held(seen.held_s, seen.held_first_s),
+            wait,
             blur: 0.0,
             requests,
             decoding,
