@@ -7,6 +7,7 @@ mod keys;
 mod setup;
 mod snapshot;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -19,11 +20,11 @@ use tokio::sync::watch;
 
 use self::keys::KeysFile;
 use crate::admin::{Admin, AdminState, spawn_thread};
-use crate::base::Mono;
+use crate::base::{ModelName, Mono};
 use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
 use crate::export::AccessLog;
 use crate::export::access_log::Writer;
-use crate::observe::{ExplainRing, MetricLimits, Metrics, QueueSeries, Readiness};
+use crate::observe::{ExplainRing, MetricLimits, Metrics, QueueSeries, Readiness, SessionSeries};
 use crate::pods::Table;
 use crate::prefix::Index;
 use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
@@ -218,6 +219,7 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
             metrics.index_blocks.set(stats.blocks as u64);
             metrics.index_bytes.set(stats.bytes as u64);
             metrics.queues.store(Arc::new(queues(&seen)));
+            metrics.sessions.store(Arc::new(sessions(&seen)));
         }),
         replay: Box::new(move |id, policy| {
             let names: Vec<_> = policy_names().collect();
@@ -228,6 +230,21 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
         changes_from: config.admin.changes_from,
         version: env!("CARGO_PKG_VERSION"),
     }
+}
+
+/// Sessions, by model: those without series of their own together.
+fn sessions(gate: &Gate) -> Vec<SessionSeries> {
+    let mut all: BTreeMap<ModelName, SessionSeries> = BTreeMap::new();
+    for (model, census) in gate.lobby.census() {
+        let model = gate.metrics.model(&model).name.clone();
+        let empty = SessionSeries { model: model.clone(), active: 0, waiting: 0, tokens: 0, room: None };
+        let line = all.entry(model).or_insert(empty);
+        line.active += census.active;
+        line.waiting += census.waiting;
+        line.tokens += census.tokens;
+        line.room = line.room.into_iter().chain(census.room).reduce(|sum, room| sum + room);
+    }
+    all.into_values().collect()
 }
 
 /// What waits, by model: those without series of their own together.

@@ -16,6 +16,7 @@ use crate::discovery;
 use crate::observe::{Readiness, Secret, StepTimeSeries};
 use crate::pods::{Fleet, Pod};
 use crate::prefix::Snapshot;
+use crate::proxy::lobby::Lobby;
 use crate::proxy::waitroom::Waitroom;
 use crate::proxy::{Gate, prewarm};
 use crate::runtime::{now, supervise};
@@ -109,6 +110,7 @@ impl Control {
             supervise("telemetry", Arc::clone(&telemetry).run()),
             supervise("first contacts", prewarm::run(Arc::clone(&self.gate))),
             supervise("queue", Waitroom::run(Arc::clone(&self.gate))),
+            supervise("sessions", Lobby::run(Arc::clone(&self.gate))),
             supervise("readiness", first_fleet(Arc::clone(&self.gate), Arc::clone(&self.readiness), tried_seen)),
         ];
         let mut poll = tokio::time::interval(Duration::from_secs(POLL_INTERVAL_S));

@@ -220,6 +220,7 @@ fn sections(tree: &Tree, found: &mut Found) {
         ("disaggregation", tree.disaggregation.problems()),
         ("flow.slo", tree.flow.slo.problems()),
         ("flow.queue", tree.flow.queue.problems()),
+        ("flow.sessions", tree.flow.sessions.problems()),
         ("flow.classes", tree.flow.classes.problems()),
     ];
     for (key, problems) in rooms {

@@ -118,6 +118,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Degradations => family(&metrics.degradations, to),
         M::Plans => family(&metrics.plans, to),
         M::Slo => family(&metrics.slo, to),
+        M::Sessions | M::SessionTokens | M::SessionOutcomes => sessions(metric, metrics, to),
         M::QueueOutcomes | M::QueueWaits => waits(metric, metrics, to),
         M::QueueRequests | M::QueueBytes | M::QueueCost | M::QueueOldest | M::QueueBacklog => {
             queues(metric, metrics, to);
@@ -182,6 +183,21 @@ fn waits(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
     }
     for (class, waits) in ["interactive", "standard", "batch"].into_iter().zip(&metrics.queue_waits) {
         to.histogram(class, &waits.snapshot());
+    }
+}
+
+fn sessions(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    if metric == MetricName::SessionOutcomes {
+        return family(&metrics.session_outcomes, to);
+    }
+    for line in metrics.sessions.load().iter() {
+        let kinds = match metric {
+            MetricName::Sessions => [("active", Some(line.active)), ("waiting", Some(line.waiting))],
+            _ => [("reused", Some(line.tokens)), ("room", line.room)],
+        };
+        for (kind, value) in kinds.into_iter().filter_map(|(kind, value)| Some((kind, value?))) {
+            to.sample(&[&*line.model, kind], value);
+        }
     }
 }
 
@@ -363,7 +379,7 @@ mod tests {
 
     use super::*;
     use crate::observe::StepTimeSeries;
-    use crate::observe::{Cause, Kind, MetricLimits, QueueSeries};
+    use crate::observe::{Cause, Kind, MetricLimits, QueueSeries, SessionSeries};
     use crate::pods::{PodSpec, Reading, Table};
 
     fn full_scrape() -> String {
@@ -384,9 +400,17 @@ mod tests {
             &metrics.disagg_local,
             &metrics.disagg_replans,
             &metrics.pod_events,
+            &metrics.session_outcomes,
         ] {
             family.inc("word");
         }
+        metrics.sessions.store(std::sync::Arc::new(vec![SessionSeries {
+            model: "m".into(),
+            active: 1,
+            waiting: 2,
+            tokens: 3,
+            room: Some(4),
+        }]));
         metrics.queues.store(std::sync::Arc::new(vec![QueueSeries {
             model: "m".into(),
             role: "decode",

@@ -16,6 +16,7 @@ use super::asked::CLASS_HEADERS;
 use super::caller::Caller;
 use super::queue::{Classes, QueueSettings};
 use super::refusal::{Reason, Refusal};
+use super::sessions::SessionSettings;
 use super::share::may_take;
 use super::slo::SloSettings;
 use super::tenant::TenantSettings;
@@ -42,6 +43,8 @@ pub struct GateSettings {
     pub slo: SloSettings,
     /// How requests wait for room on a pod.
     pub queue: QueueSettings,
+    /// How sessions are kept from pushing each other out of the pods' caches.
+    pub sessions: SessionSettings,
     /// What each class gets, for each model.
     pub classes: Classes,
     /// File with the hashes of clients' API keys, a line for each: SHA-256 in hex, tenant, note (`tidegate key` makes one). Read
@@ -67,6 +70,7 @@ impl Default for GateSettings {
             body_bytes_held_max: 1 << 30,
             slo: SloSettings::default(),
             queue: QueueSettings::default(),
+            sessions: SessionSettings::default(),
             classes: Classes::default(),
             keys_file: None,
             tenants: BTreeMap::new(),

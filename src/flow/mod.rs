@@ -1,7 +1,7 @@
 //! Whether a request may go now, and whether it may go again.
 //!
-//! Pure machines with `now` as an argument: [`Gate`] admits, [`Limits`] holds tenants to what they may use, [`Queue`] says whose turn it
-//! is at which pod, [`RetryBudget`] and [`may_retry`] decide on second attempts, [`PoisonGuard`] keeps a body that kills pods from walking through the fleet. [`ByteBudget`] bounds the memory of bodies.
+//! Pure machines with `now` as an argument: [`Gate`] admits, [`Limits`] holds tenants to what they may use, [`Sessions`] how many sessions
+//! may be active, [`Queue`] whose turn it is at which pod, [`RetryBudget`] and [`may_retry`] decide on second attempts, [`PoisonGuard`] keeps a body that kills pods from walking through the fleet. [`ByteBudget`] bounds the memory of bodies.
 //! None of them waits, logs or counts: the caller turns effects into calls. All state is bounded by named limits.
 //!
 //! Where a pod is chosen is not decided here (that is `scheduling`), nor what a client sees (that is `proxy`): a refusal is
@@ -19,6 +19,7 @@ pub mod poison;
 pub mod queue;
 pub mod refusal;
 pub mod retry;
+pub mod sessions;
 mod share;
 pub mod slo;
 pub mod tenant;
@@ -37,5 +38,6 @@ pub use queue::{
 };
 pub use refusal::{Reason, Refusal};
 pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, may_retry};
+pub use sessions::{SessionSettings, Sessions};
 pub use slo::{SloSettings, deadline_s};
 pub use tenant::{Policy, TenantLimits, TenantSettings, Tenants};

@@ -23,6 +23,8 @@ pub enum Reason {
     QueueTimeout,
     /// It would come too late: those before it take longer than it may wait.
     PredictedLate,
+    /// Its session would push those of others out of the pods' caches.
+    SessionLimit,
     /// The same body was in flight on pods that died; it stays out for a while.
     RequestPoisoned,
     /// The tenant holds as many requests as it may.
@@ -35,7 +37,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::RequestsLimit,
         Self::ModelRequestsLimit,
         Self::BytesLimit,
@@ -44,6 +46,7 @@ impl Reason {
         Self::QueueFull,
         Self::QueueTimeout,
         Self::PredictedLate,
+        Self::SessionLimit,
         Self::RequestPoisoned,
         Self::TenantConcurrentLimit,
         Self::TenantRequestsLimit,
@@ -61,6 +64,7 @@ impl Reason {
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",
             Self::PredictedLate => "predicted_late",
+            Self::SessionLimit => "session_limit",
             Self::RequestPoisoned => "request_poisoned",
             Self::TenantConcurrentLimit => "tenant_concurrent_limit",
             Self::TenantRequestsLimit => "tenant_requests_limit",
@@ -78,6 +82,7 @@ impl Reason {
             | Self::QueueFull
             | Self::QueueTimeout
             | Self::PredictedLate
+            | Self::SessionLimit
             | Self::TenantConcurrentLimit
             | Self::TenantRequestsLimit
             | Self::TenantTokensLimit => 429,

@@ -119,6 +119,21 @@ pub struct QueueSeries {
     pub backlog_s: f64,
 }
 
+/// Sessions of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionSeries {
+    /// Its name.
+    pub model: ModelName,
+    /// Sessions that are active.
+    pub active: u64,
+    /// Requests that wait for theirs to be let in.
+    pub waiting: u64,
+    /// Tokens that active sessions are expected to reuse.
+    pub tokens: u64,
+    /// Room for these; `None` while nobody is held \[tokens\].
+    pub room: Option<u64>,
+}
+
 /// What the latency model knows of one variant of pods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepTimeSeries {
@@ -199,6 +214,10 @@ pub struct Metrics {
     pub index_bytes: Gauge,
     /// What the latency model knows, by variant; set.
     pub step_times: ArcSwap<Vec<StepTimeSeries>>,
+    /// Sessions by model; set.
+    pub sessions: ArcSwap<Vec<SessionSeries>>,
+    /// Requests that belong to a session by what became of them before the queue.
+    pub session_outcomes: Family,
     /// What waits; set.
     pub queues: ArcSwap<Vec<QueueSeries>>,
     /// Requests at the queue by what became of them.
@@ -255,6 +274,8 @@ impl Metrics {
             index_blocks: Gauge::default(),
             index_bytes: Gauge::default(),
             step_times: ArcSwap::default(),
+            sessions: ArcSwap::default(),
+            session_outcomes: Family::with(&["at_once", "waited", "refused", "left", "overdue"]),
             queues: ArcSwap::default(),
             queue_outcomes: Family::with(&["at_once", "waited", "refused", "left", "overdue", "recalled"]),
             queue_waits: std::array::from_fn(|_| Histogram::new(TTFT_US)),

@@ -109,6 +109,12 @@ metrics! {
         "Routing decisions, by mode normal or safe.";
     Slo = "slo_total", Counter, "requests", ["verdict"],
         "Requests served to the end that were promised a time to first token or between tokens: kept, late (first token), slow.";
+    Sessions = "sessions", Gauge, "sessions", ["model", "state"],
+        "Sessions that are active, and requests that wait for theirs to be let in.";
+    SessionTokens = "session_tokens", Gauge, "tokens", ["model", "kind"],
+        "Tokens that active sessions are expected to reuse, and the room for them in the pods' caches (absent while nobody is held).";
+    SessionOutcomes = "session_total", Counter, "requests", ["outcome"],
+        "Requests at thrash control: at_once, waited, refused, left or overdue (while they waited).";
     QueueRequests = "queue_requests", Gauge, "requests", ["model", "role", "class"],
         "Requests that wait for room on a pod.";
     QueueBytes = "queue_body_bytes", Gauge, "bytes", ["model", "role", "class"],

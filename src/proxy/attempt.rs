@@ -304,7 +304,7 @@ impl Exchange {
             };
             self.note.attempts += 1;
             self.note.pod = Some(choice.pod.id);
-            self.note.hit = choice.hit;
+            (self.note.prompt, self.note.hit) = (choice.prompt, choice.hit);
             self.in_flight.model().attempt();
             let mut trial = Trial::begin(&self.gate, facts, &choice, health);
             let started = trial.started;

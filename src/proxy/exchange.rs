@@ -10,6 +10,7 @@ use super::frame;
 use super::gate::{Gate, Phase};
 use super::guards::Ticket;
 use super::identity::Identity;
+use super::lobby::Stay;
 use super::reply::Fault;
 use super::rules::Rules;
 use super::waitroom::Permit;
@@ -70,6 +71,8 @@ pub(super) struct Note {
     pub(super) mode: Option<&'static str>,
     pub(super) bytes_in: u64,
     pub(super) usage: Option<Usage>,
+    /// Length of the prompt, an estimate, and what of it the pod was believed to hold.
+    pub(super) prompt: Tokens,
     pub(super) hit: Tokens,
     pub(super) events: u64,
     pub(super) first_at: Option<Mono>,
@@ -103,6 +106,8 @@ pub(super) struct Exchange {
     pub(super) ticket: Option<Ticket>,
     /// The leave to be on a pod; dropped after what is booked there.
     pub(super) permit: Option<Permit>,
+    /// At its session.
+    pub(super) stay: Option<Stay>,
     pub(super) shown: Option<HeaderValue>,
 }
 
@@ -132,6 +137,7 @@ impl Exchange {
             body_held: None,
             ticket: None,
             permit: None,
+            stay: None,
             shown: None,
         }
     }
@@ -164,6 +170,7 @@ impl Exchange {
         if let Err(end) = end {
             self.ended(end).await;
         }
+        self.leave();
         self.at(Phase::Settle);
     }
 
@@ -356,6 +363,7 @@ impl Note {
             mode: None,
             bytes_in: 0,
             usage: None,
+            prompt: Tokens(0),
             hit: Tokens(0),
             events: 0,
             first_at: None,

@@ -26,6 +26,7 @@ use super::exchange::Exchange;
 use super::guard::{Conn, conn_of};
 use super::guards::Guards;
 use super::identity::is_tenant;
+use super::lobby::Lobby;
 use super::memory::{Memory, Stage};
 use super::quota::Quotas;
 use super::reply::Fault;
@@ -112,6 +113,8 @@ pub struct Gate {
     pub(super) affinity: Affinity,
     /// Bounds, budgets and guards of flow.
     pub guards: Arc<Guards>,
+    /// Whose sessions are active.
+    pub lobby: Lobby,
     /// Who waits for room on a pod.
     pub waitroom: Waitroom,
     /// What tenants with limits use.
@@ -178,6 +181,7 @@ impl Gate {
             log,
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
+            lobby: Lobby::new(&rules),
             waitroom: Waitroom::new(&rules),
             quotas: Arc::default(),
             prefix_secret,
@@ -206,6 +210,7 @@ impl Gate {
     /// Replaces the rules for requests that come.
     pub fn set_rules(&self, rules: Rules) {
         self.guards.configure(&rules);
+        self.lobby.configure(&rules);
         self.waitroom.configure(&rules);
         self.metrics.tenants.name(rules.tenants.names());
         self.quotas.keep(|tenant| is_tenant(&rules, tenant));

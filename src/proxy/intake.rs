@@ -181,6 +181,7 @@ impl Exchange {
             return Err(Fault::Poisoned.into());
         }
         self.ticket = Some(ticket);
+        self.enter(&facts).await?;
         self.attempts(&facts).await
     }
 

@@ -277,7 +277,8 @@ impl Exchange {
         let prefiller = ready.prefiller.id;
         self.sending(facts, &mut trial, ready, sent);
         self.let_go_unseen(facts, &mut trial, pod);
-        (self.note.pod, self.note.hit) = (Some(pod), course.decode.hit);
+        self.note.pod = Some(pod);
+        (self.note.prompt, self.note.hit) = (course.decode.prompt, course.decode.hit);
         let was_pooled = conn.reused;
         let asked = match self.ask(&mut conn, &head, &body, alarm.as_mut()).await? {
             Ok(answer) => {

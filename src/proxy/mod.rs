@@ -23,6 +23,7 @@ mod identity;
 mod intake;
 mod legs;
 pub mod lint;
+pub mod lobby;
 mod local;
 pub mod memory;
 mod plan;

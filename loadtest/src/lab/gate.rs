@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tidegate::api::{Anatomy, Api};
 use tidegate::base::{Mono, PodId, Rng, Slo, Tokens};
 use tidegate::disagg::{self, Around, Balance, Got, Pairs, Placed};
-use tidegate::flow::Queue;
+use tidegate::flow::{Queue, Sessions};
 use tidegate::pods::{
     Attempt, Facts, Fleet, Leave, Lien, Marks, Outcome, Pod, PodSpec, Reading, Reservation, Role, Served, Table, Work,
 };
@@ -248,6 +248,7 @@ pub(crate) struct Replica {
     turn: Option<usize>,
     /// Who waits here.
     queue: Option<Queue>,
+    sessions: Option<Sessions>,
 }
 
 impl Replica {
@@ -284,6 +285,7 @@ impl Replica {
             rng: Rng::new(seed),
             turn: None,
             queue: policy.queue.as_ref().map(|flow| Queue::new(flow.queue.clone(), flow.classes.clone())),
+            sessions: policy.queue.as_ref().map(|flow| Sessions::new(flow.sessions.clone(), flow.classes.clone())),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate::flow::{Classes, QueueSettings};
+use tidegate::flow::{Classes, QueueSettings, SessionSettings};
 use tidegate::scheduling::{Profile, ProfileSettings};
 
 /// A profile under the name that reports use.
@@ -28,6 +28,7 @@ pub(crate) struct Policy {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Flow {
     pub(crate) queue: QueueSettings,
+    pub(crate) sessions: SessionSettings,
     pub(crate) classes: Classes,
 }
 

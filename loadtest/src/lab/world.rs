@@ -285,7 +285,7 @@ impl<'a> World<'a> {
             tried: Vec::new(),
             last_token: 0,
         });
-        self.dispatch(flight as usize, prompt);
+        self.enter(flight as usize);
     }
 
     /// Sends a request to a pod, or to the queue before it, or ends it if there is none.
@@ -407,6 +407,7 @@ impl<'a> World<'a> {
 
     fn done(&mut self, number: usize) {
         let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get(number)) else { return };
+        let mut passed = None;
         if let Some(mut trial) = flight.trial.take() {
             if !flight.is_streamed {
                 trial.answered(self.now);
@@ -419,10 +420,13 @@ impl<'a> World<'a> {
             };
             let (pool, piece) = (self.pool, flight.answer.told());
             let has_reasoning = flight.answer.reasoning > 0;
+            let known = Told { cached: told.cached.or(Some(record.believed)), ..told };
+            passed = flight.has_usage.then_some(known);
             trial.settled(self.now, flight.has_usage.then_some(told), has_reasoning, || render::text(pool, &piece));
         }
         self.promise_kept_or_not(number);
         self.paid(number);
+        self.leave(number, passed);
         self.end(number, End::Good);
     }
 
@@ -455,6 +459,7 @@ impl<'a> World<'a> {
         flight.asked = None;
         let session = flight.session;
         self.permit_ends(number, None);
+        self.leave(number, None);
         self.open -= 1;
         let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get_mut(number)) else { return };
         let (made, answer) = (flight.made.take(), flight.answer);

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tidegate::base::{Mono, PodId, Tokens};
 use tidegate::flow::queue::{Effect, Event, Held, Toll};
-use tidegate::flow::{Bound, Class as Rank, EngineState, Pool, Room, Rooms, TicketId, Wish};
-use tidegate::pods::{Fleet, Leave, Reading, Role};
+use tidegate::flow::sessions::{self, Ask, Crew};
+use tidegate::flow::{Bound, Class as Rank, EngineState, Pool, Room, Rooms, Sessions, TicketId, Wish};
+use tidegate::pods::{Fleet, Leave, Pod, Reading, Role};
 use tidegate::proxy::room_of;
 use tidegate::scheduling::Latency;
 
-use super::{Choice, MODEL, Part, Replica};
+use super::{Asked, Choice, MODEL, Part, Replica, Told};
 use crate::lab::script::Class;
 
 /// What a request asks of the queue, beside where it may go.
@@ -50,6 +51,53 @@ impl Replica {
         }
     }
 
+    /// A request comes: may its session be active?
+    pub(crate) fn enters(&mut self, now: Mono, terms: &Terms, asked: &Asked) -> Option<Vec<sessions::Effect>> {
+        let fleet = self.table.fleet();
+        let sessions = self.sessions.as_mut()?;
+        let prefills = |pod: &&Arc<Pod>| pod.spec.role != Role::Decode;
+        let capacity = fleet.pods.iter().filter(prefills).filter_map(|pod| pod.load.capacity()).map(|one| one.0).sum();
+        let crew = Crew { capacity: Tokens(capacity), pods: fleet.pods.iter().filter(prefills).count() as f64 };
+        let mut effects = sessions.on(now, sessions::Event::Pods(MODEL.into(), crew));
+        let chain = asked.prompt.chains.first()?;
+        let step = fleet.pods.first()?.load.step.get();
+        let (class, prompt) = (rank(terms.class), Tokens(terms.body_bytes / 4));
+        let output = self.latency.expected(MODEL).unwrap_or(super::OUTPUT_TOKENS);
+        effects.extend(sessions.on(
+            now,
+            sessions::Event::Asks(Ask {
+                ticket: TicketId(terms.number),
+                model: MODEL.into(),
+                class,
+                tenant: terms.tenant.to_string().into(),
+                weight: 1.0,
+                named: None,
+                blocks: &chain.blocks,
+                prefill_s: step.prefill(prompt.0, 0),
+                answer_s: step.request(prompt, prompt, output),
+                arrived: terms.arrived,
+                due: terms.ttft_s.map(|ttft_s| terms.arrived.after(Duration::from_secs_f64(ttft_s))),
+            }),
+        ));
+        Some(effects)
+    }
+
+    /// A request is over, or was refused.
+    pub(crate) fn leaves(&mut self, now: Mono, number: u64, told: Option<Told>) -> Vec<sessions::Effect> {
+        let told = told.map(|told| sessions::Told {
+            prompt: Tokens(told.prompt),
+            cached: Tokens(told.cached.unwrap_or(0)),
+            generated: Tokens(told.completion),
+        });
+        let event = sessions::Event::Over(TicketId(number), told);
+        self.sessions.as_mut().map_or_else(Vec::new, |sessions| sessions.on(now, event))
+    }
+
+    /// The time has come to look at the sessions.
+    pub(crate) fn look(&mut self, now: Mono) -> Vec<sessions::Effect> {
+        self.sessions.as_mut().map_or_else(Vec::new, |sessions| sessions.on(now, sessions::Event::Tick))
+    }
+
     /// Whether requests wait here.
     pub(crate) const fn has_queue(&self) -> bool {
         self.queue.is_some()
@@ -80,7 +128,8 @@ impl Replica {
 
     /// When the queue wants to be asked again.
     pub(crate) fn alarm(&self) -> Option<Mono> {
-        self.queue.as_ref()?.next_deadline()
+        let sessions = self.sessions.as_ref().and_then(Sessions::next_deadline);
+        self.queue.as_ref()?.next_deadline().into_iter().chain(sessions).min()
     }
 
     /// Whether a choice needs no turn: nobody is in good standing.
@@ -99,11 +148,7 @@ impl Replica {
         let pod = self.pod(choice.at)?;
         let is_prefill = choice.part == Part::Prefill;
         let output = if is_prefill { 0.0 } else { choice.output };
-        let class = match terms.class {
-            Class::Interactive => Rank::Interactive,
-            Class::Standard => Rank::Standard,
-            Class::Batch => Rank::Batch,
-        };
+        let class = rank(terms.class);
         let slack = Duration::from_secs_f64(terms.ttft_s.unwrap_or_else(|| class.order_s()));
         let partner = partner.and_then(|decode| self.id(decode.at));
         let toll = Toll::of(pod.load.step.get(), (choice.prompt, choice.hit), output, choice.places.iter().copied());
@@ -141,5 +186,13 @@ impl Replica {
         let pod: Arc<_> = self.pod(at)?;
         let cost_s = pod.load.step.get().request(Tokens(prompt), Tokens(cached), completion as f64);
         Some((cost_s * 1e6) as u64)
+    }
+}
+
+const fn rank(class: Class) -> Rank {
+    match class {
+        Class::Interactive => Rank::Interactive,
+        Class::Standard => Rank::Standard,
+        Class::Batch => Rank::Batch,
     }
 }

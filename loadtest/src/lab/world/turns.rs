@@ -2,10 +2,11 @@
 use tidegate::base::{Mono, PodId};
 use tidegate::flow::TicketId;
 use tidegate::flow::queue::{Effect, Event};
+use tidegate::flow::sessions;
 use tidegate::sim::engine::Prompt;
 
 use super::{Happening, World};
-use crate::lab::gate::{Choice, Replica, Terms};
+use crate::lab::gate::{Choice, Replica, Terms, Told};
 use crate::lab::record::End;
 
 /// Where a request is to go once it is its turn.
@@ -21,11 +22,10 @@ fn ticket(number: usize) -> TicketId {
 }
 
 impl World<'_> {
-    /// Asks the gate's queue for the turn of a request.
-    pub(super) fn ask(&mut self, number: usize, turn: Turn) {
-        let Some((flight, record)) = self.flights.get_mut(number).zip(self.log.records.get(number)) else { return };
+    fn terms(&self, number: usize) -> Option<Terms> {
+        let (flight, record) = self.flights.get(number).zip(self.log.records.get(number))?;
         let promise = self.cell.promise(&self.cell.slo, record.class, record.prompt_tokens);
-        let terms = Terms {
+        Some(Terms {
             number: number as u64,
             class: record.class,
             tenant: record.tenant,
@@ -33,12 +33,66 @@ impl World<'_> {
             ttft_s: promise.ttft_s,
             body_bytes: 4 * record.prompt_tokens,
             is_again: !flight.tried.is_empty(),
-        };
+        })
+    }
+
+    /// Asks whether the session of a request may be active, before anything else.
+    pub(super) fn enter(&mut self, number: usize) {
+        let Some((terms, flight)) = self.terms(number).zip(self.flights.get(number)) else { return };
+        let gate = flight.gate;
+        let effects = flight
+            .asked
+            .as_ref()
+            .zip(self.gates.get_mut(gate as usize))
+            .and_then(|(asked, replica)| replica.enters(self.now, &terms, asked));
+        let Some(effects) = effects else { return self.let_in(number) };
+        if let Some(share) = self.shares.get_mut(terms.tenant as usize) {
+            share.waiting += 1;
+        }
+        self.entered(gate, effects);
+    }
+
+    fn let_in(&mut self, number: usize) {
+        let prompt =
+            self.flights.get(number).and_then(|flight| flight.made.as_ref()).map(|made| self.tokens.prompt(made));
+        if let Some(prompt) = prompt {
+            self.dispatch(number, prompt);
+        }
+    }
+
+    /// Does what a gate says of sessions.
+    fn entered(&mut self, gate: u32, effects: Vec<sessions::Effect>) {
+        for effect in effects {
+            match effect {
+                sessions::Effect::Grant(ticket) => {
+                    self.waits_no_more(ticket.0 as usize);
+                    self.let_in(ticket.0 as usize);
+                }
+                sessions::Effect::Refuse(ticket, refusal) => {
+                    let after = refusal.retry_after.unwrap_or_default();
+                    self.refused(ticket.0 as usize, after.as_micros() as u64);
+                }
+            }
+        }
+        self.arm(gate);
+    }
+
+    /// A request is over for its session; `told` is what its pod said.
+    pub(super) fn leave(&mut self, number: usize, told: Option<Told>) {
+        let Some(flight) = self.flights.get(number) else { return };
+        let gate = flight.gate;
+        let effects = self.gates.get_mut(gate as usize).map(|replica| replica.leaves(self.now, number as u64, told));
+        self.entered(gate, effects.unwrap_or_default());
+    }
+
+    /// Asks the gate's queue for the turn of a request.
+    pub(super) fn ask(&mut self, number: usize, turn: Turn) {
+        let Some((terms, flight)) = self.terms(number).zip(self.flights.get_mut(number)) else { return };
         let gate = flight.gate;
         let Some(replica) = self.gates.get(gate as usize) else { return };
         let Some(wish) = replica.wish(&terms, &turn.choice, turn.decode.as_ref(), &flight.tried) else { return };
         flight.waits = Some(turn);
-        if let Some(share) = self.shares.get_mut(record.tenant as usize) {
+        if let Some(share) = self.shares.get_mut(terms.tenant as usize) {
             share.waiting += 1;
         }
         self.tell(gate, Event::Asks(wish));
@@ -68,6 +122,10 @@ impl World<'_> {
                 Effect::Recall(ticket) => self.recalled(ticket.0 as usize),
             }
         }
+        self.arm(gate);
+    }
+
+    fn arm(&mut self, gate: u32) {
         let wanted = self.gates.get(gate as usize).and_then(Replica::alarm);
         let Some((wanted, alarm)) = wanted.zip(self.alarms.get_mut(gate as usize)) else { return };
         if alarm.is_none_or(|at| at > wanted) {
@@ -80,6 +138,8 @@ impl World<'_> {
     pub(super) fn alarm(&mut self, gate: u32) {
         if let Some(alarm) = self.alarms.get_mut(gate as usize).filter(|at| at.is_some_and(|at| at <= self.now)) {
             *alarm = None;
+            let effects = self.gates.get_mut(gate as usize).map(|replica| replica.look(self.now));
+            self.entered(gate, effects.unwrap_or_default());
             self.tell(gate, Event::Tick);
         }
     }
@@ -114,6 +174,8 @@ impl World<'_> {
             return self.end(number, End::Refused);
         }
         (record.end, record.ended) = (End::Refused, now);
+        self.leave(number, None);
+        let Some(flight) = self.flights.get_mut(number) else { return };
         (flight.asked, flight.made) = (None, None);
         let session = flight.session;
         self.plan(now + after_us, Happening::Arrive(session));

@@ -25,6 +25,10 @@ pub(crate) struct Agent {
     pub(crate) think_s: f64,
     /// Sessions start spread over this time \[s\].
     pub(crate) ramp_s: f64,
+    /// Sessions that each agent has, one after the other.
+    pub(crate) rounds: u64,
+    /// How urgent all of it is.
+    pub(crate) class: Class,
 }
 
 impl Default for Agent {
@@ -38,18 +42,31 @@ impl Default for Agent {
             output_tokens: 225.0,
             think_s: 27.0,
             ramp_s: 120.0,
+            rounds: 1,
+            class: Class::Standard,
         }
     }
 }
 
 impl Agent {
     pub(in super::super) fn script(&self, seed: u64) -> Script {
-        let sessions = (0..self.sessions).map(|number| self.session(number, seed)).collect();
-        Script { sessions, has_template: true }
+        let sessions = (0..self.sessions).filter_map(|number| {
+            let rounds = (0..self.rounds.max(1)).map(|round| self.session(number, mix(seed, 0xA6E + (round << 32))));
+            rounds.reduce(|mut all, next| {
+                let pause = Rng::new(next.start_us).log_normal(self.think_s, 1.0).min(120.0);
+                let turns = next.turns.into_iter().enumerate();
+                all.turns.extend(turns.map(|(at, turn)| match at {
+                    0 => Turn { think_us: (pause * 1e6) as u64, ..turn },
+                    _ => turn,
+                }));
+                all
+            })
+        });
+        Script { sessions: sessions.collect(), has_template: true }
     }
 
     fn session(&self, number: u64, seed: u64) -> Session {
-        let own = mix(number, mix(seed, 0xA6E));
+        let own = mix(number, seed);
         let mut rng = Rng::new(own);
         let shared = Piece::new(0x5A5A, self.shared_tokens, 0x5A5A);
         let first = rng.log_normal(self.first_tokens, 0.5).clamp(500.0, 150_000.0) as u32;
@@ -67,7 +84,7 @@ impl Agent {
                 Recipe::Continue(vec![Message::user(vec![Piece::new(mix(own, 100 + turn), tokens, mix(own, turn))])])
             };
             let output_tokens = rng.log_normal(self.output_tokens, 0.8).clamp(10.0, 4_000.0) as u32;
-            Turn { think_us, recipe, output_tokens, reasoning_tokens: 0, class: Class::Standard }
+            Turn { think_us, recipe, output_tokens, reasoning_tokens: 0, class: self.class }
         });
         let turns = turns.collect();
         Session { start_us: (rng.unit() * self.ramp_s * 1e6) as u64, turns }
