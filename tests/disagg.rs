@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::disallowed_methods,
     clippy::too_many_lines,
     missing_docs
 )]
@@ -208,6 +209,40 @@ enum On {
     Decode,
 }
 
+/// A chat that was opened and has ended, without a word between.
+fn mute() -> bytes::Bytes {
+    let role = json!({"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"sim",
+        "choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]});
+    let events = format!("data: {role}\n\ndata: [DONE]\n\n");
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    format!("{head}{:x}\r\n{events}\r\n0\r\n\r\n", events.len()).into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_handovers_that_fail_together_are_one_failure() {
+    let trio = Trio::new(1, 2, ALWAYS).await;
+    for pod in &trio.decode {
+        pod.script(Rule::new(Fault::Kv(KvFault::Fails)).path("/v1/chat"));
+    }
+    let bodies: Vec<Value> = (0..24)
+        .map(|number| {
+            json!({"model":"sim","messages":[{"role":"user","content":format!("once upon a time {number}")}],
+            "max_tokens":5,"stream":number % 2 == 0,"temperature":0})
+        })
+        .collect();
+    let addr = trio.gate.addr();
+    let ask = |body: Value| async move { (post(addr, CHAT, "", &body.to_string()).await, body) };
+    let asked: Vec<_> = bodies.into_iter().map(|body| tokio::spawn(ask(body))).collect();
+    for one in asked {
+        let (answer, body) = one.await.unwrap();
+        let wanted = expected(CHAT, body.to_string().as_bytes(), &config(SimRole::Both)).unwrap();
+        assert_eq!((answer.status, text_of(CHAT, &body, &answer)), (200, wanted.texts[0].clone()), "{body}");
+    }
+    for line in trio.gate.finish().await {
+        assert_eq!(line["cause"], "ok", "{line}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_fails_before_the_first_token_the_client_gets_its_text() {
     let slow = Duration::from_millis(1);
@@ -226,11 +261,12 @@ async fn whatever_fails_before_the_first_token_the_client_gets_its_text() {
         (On::Decode, Fault::Kv(KvFault::Fails), "kv_load_failed"),
         (On::Decode, Fault::Kv(KvFault::Garbles), "wrong_token"),
         (On::Decode, Fault::ErrorEvent(0), "kv_load_failed"),
+        (On::Decode, Fault::Raw(mute()), "kv_load_failed"),
         (On::Decode, Fault::SlowBody(slow), ""),
     ];
     for (on, fault, cause) in faults {
         for is_stream in [false, true] {
-            if !is_stream && matches!(fault, Fault::ErrorEvent(_)) {
+            if !is_stream && matches!(fault, Fault::ErrorEvent(_) | Fault::Raw(_)) {
                 continue;
             }
             let trio = Trio::new(2, 2, ALWAYS).await;

@@ -69,6 +69,8 @@ pub enum Proof {
     Id(u64),
     /// The answer is empty.
     End,
+    /// Nothing, but that something comes: an opening without a token says nothing about the blocks.
+    Any,
 }
 
 impl Proof {
@@ -132,6 +134,11 @@ impl Sentinel {
     /// Whether rounding alone may explain that the tokens differ: the likeliest ones are not known.
     pub const fn is_weak(&self) -> bool {
         !matches!(self.api, Api::Chat | Api::Completions)
+    }
+
+    /// Whether any text came.
+    pub const fn has_text(&self) -> bool {
+        !self.text.is_empty()
     }
 
     /// What is known so far; `None`: more of the answer is needed.

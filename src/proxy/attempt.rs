@@ -184,6 +184,12 @@ impl<'a> Trial<'a> {
         self.sentinel.as_ref().map_or(Some(Check::Open), |sentinel| sentinel.said())
     }
 
+    /// Whether an answer that should show what was handed over has shown nothing at all.
+    pub(super) fn is_mute(&self) -> bool {
+        self.fed.is_some()
+            && self.sentinel.as_ref().is_some_and(|sentinel| sentinel.said().is_none() && !sentinel.has_text())
+    }
+
     /// Tells the pod's health how it went.
     pub(super) fn over(&mut self, outcome: Outcome) {
         if let Some(health) = self.health.take() {

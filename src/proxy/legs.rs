@@ -328,7 +328,8 @@ impl Exchange {
         let Handed { lease, proof, expired_before, prefiller, tokens, lien, .. } = ready;
         self.gate.pairs.busy(prefiller.id, true);
         let busy = Busy(Arc::clone(&self.gate), prefiller.id);
-        trial.sentinel = facts.api.zip(proof).map(|(api, proof)| Box::new(Sentinel::new(api, proof)));
+        let proof = proof.unwrap_or(Proof::Any);
+        trial.sentinel = facts.api.map(|api| Box::new(Sentinel::new(api, proof)));
         trial.fed = Some(Box::new(Fed {
             prefiller,
             lease,
@@ -385,9 +386,10 @@ impl Exchange {
                 prefill = %prefiller, decode = %pod, cause,
                 "handing over KV blocks failed; the pair is not used for a while"
             );
-        } else {
-            tried.push(pod);
+            // Not charged to the budget of retries: no more than what was under way goes this way before the pair is out.
+            return Ok(event);
         }
+        tried.push(pod);
         let setback = Setback {
             class: classify(failed.failure),
             pod,

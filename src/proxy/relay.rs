@@ -258,6 +258,7 @@ impl Exchange {
         {
             let piece = match watch(&mut self.client, alarm.as_mut(), conn.body()).await {
                 Ok(Ok(Some(piece))) => piece,
+                Ok(Ok(None)) if scan.is_done() && trial.fed.is_some() => break,
                 Ok(Ok(None) | Err(PodFault::ClosedInBody)) => {
                     return Ok(Tried::Failed(Failed::new(Failure::BrokenUncommitted, Fault::PodClosed)));
                 }
@@ -272,7 +273,8 @@ impl Exchange {
                 boundary = Some(held.len() + end);
             }
             held.extend_from_slice(&piece);
-            if scan.first() == Some(First::Error) {
+            // Nothing was passed yet, and vLLM opens a chat before it knows whether the blocks came.
+            if scan.has_error() {
                 let failure = match status_of_event(&held) {
                     Some(500) if trial.fed.is_some() => Failure::Handover,
                     status => Failure::ErrorEvent { status },
@@ -281,6 +283,10 @@ impl Exchange {
                 upstream::checkin(conn, now());
                 return Ok(Tried::Failed(Failed { failure, fault: Fault::PodClosed, kept }));
             }
+        }
+        // Some vLLM end a stream without a word when the blocks did not come.
+        if scan.is_done() && trial.is_mute() {
+            return Ok(Tried::Failed(Failed::new(Failure::Handover, Fault::PodClosed)));
         }
         if let Some(failed) = self.unsound(trial).await? {
             return Ok(Tried::Failed(failed));
@@ -479,8 +485,12 @@ async fn give_back(mut conn: PodConn) {
 /// The status that an error event states: a number as `error.code`, or by a word.
 fn status_of_event(held: &[u8]) -> Option<u16> {
     let text = std::str::from_utf8(held).ok()?;
-    let data = text.lines().find_map(|line| line.strip_prefix("data:").filter(|data| data.contains("error")))?;
-    let event: serde_json::Value = serde_json::from_str(data.trim()).ok()?;
+    let is_error = |event: &serde_json::Value| {
+        event.get("error").is_some_and(|error| !error.is_null())
+            || event.get("type").is_some_and(|kind| kind == "error")
+    };
+    let data = text.lines().filter_map(|line| line.strip_prefix("data:")).filter(|data| data.contains("error"));
+    let event = data.filter_map(|data| serde_json::from_str(data.trim()).ok()).find(is_error)?;
     let error = event.get("error").unwrap_or(&event);
     let word = |name: &str| error.get(name).and_then(serde_json::Value::as_str);
     match error.get("code").and_then(serde_json::Value::as_u64) {
@@ -498,7 +508,7 @@ fn status_of_word(word: &str) -> Option<u16> {
         "not_found_error" | "NotFoundError" => 404,
         "request_too_large" => 413,
         "rate_limit_error" | "rate_limit_exceeded" => 429,
-        "api_error" | "server_error" | "InternalServerError" => 500,
+        "api_error" | "internal_error" | "server_error" | "InternalServerError" => 500,
         "overloaded_error" => 503,
         digits => return digits.parse().ok(),
     })

@@ -8,7 +8,7 @@ use super::chat::{self, ChatStream};
 use super::completions::{self, CompletionStream, GenerateStream};
 use super::config::{Serves, SimRole};
 use super::connection::{Exchange, shape_of};
-use super::dialect::{data, finish, stream};
+use super::dialect::{Dialect, Events, data, finish, stream};
 use super::handover::{self, Loaded};
 use super::host;
 use super::messages::{self, MessageStream};
@@ -327,6 +327,17 @@ async fn generate(x: &mut Exchange<'_>, face: Face) -> Step {
 async fn fail(x: &mut Exchange<'_>, face: Face, ask: &Ask) -> Step {
     if !ask.is_streamed {
         return x.wire.reply(&Refused::internal().reply(Shape::OpenAi)).await;
+    }
+    // The opening is made of the engine's first output, which is this failure (vLLM 0.32's chat stream).
+    let (mut opening, id) = (Events::new(), x.id.clone());
+    match face {
+        Face::Chat => ChatStream::new(ask, &id, x.created, false).opening(0, &mut opening),
+        Face::Messages => MessageStream::new(ask, &id, false).opening(0, &mut opening),
+        Face::Responses => ResponseStream::new(&frame(x, ask, None)).early(&mut opening),
+        Face::Completions | Face::Generate => {}
+    }
+    for event in &opening {
+        x.wire.event(event).await?;
     }
     let body = Refused::internal().body(if face == Face::Messages { Shape::Anthropic } else { Shape::OpenAi });
     x.wire.event(&data(&body)).await?;
