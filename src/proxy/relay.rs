@@ -273,8 +273,8 @@ impl Exchange {
                 boundary = Some(held.len() + end);
             }
             held.extend_from_slice(&piece);
-            // Nothing was passed yet, and vLLM opens a chat before it knows whether the blocks came.
-            if scan.has_error() {
+            // vLLM opens a chat before it knows whether the blocks came.
+            if scan.first() == Some(First::Error) || trial.fed.is_some() && scan.has_error() {
                 let failure = match status_of_event(&held) {
                     Some(500) if trial.fed.is_some() => Failure::Handover,
                     status => Failure::ErrorEvent { status },
