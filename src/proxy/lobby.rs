@@ -159,6 +159,11 @@ impl Lobby {
             let crew = Crew { capacity: Tokens((all / gates) as u64), pods: prefill().count() as f64 / gates };
             self.on(Event::Pods(ModelName::clone(model), crew));
         }
+        // Who waits for a model that is gone is told so at once.
+        let known = self.inner.lock().sessions.models();
+        for model in known.into_iter().filter(|model| !fleet.by_model.contains_key(model)) {
+            self.on(Event::Pods(model, Crew::default()));
+        }
     }
 }
 

@@ -233,6 +233,11 @@ impl Sessions {
         self.timers.len()
     }
 
+    /// Models that are known.
+    pub fn models(&self) -> Vec<ModelName> {
+        self.pools.keys().map(ModelName::clone).collect()
+    }
+
     /// What there is, by model.
     pub fn census(&self, now: Mono) -> impl Iterator<Item = (&ModelName, Census)> {
         self.pools.iter().map(move |(model, pool)| (model, pool.census(now)))
