@@ -194,6 +194,8 @@ impl Queue {
             return self.grant(now, &wish, pod, None);
         }
         if let Some(refusal) = self.objection(now, &lane, &wish) {
+            let shut = self.shut.take();
+            self.missed(now, &wish, shut);
             return self.effects.push(Effect::Refuse(wish.ticket, refusal));
         }
         let ticket = wish.ticket;
@@ -211,6 +213,13 @@ impl Queue {
             if self.is_wanted(now, ticket, pod, rooms) {
                 self.fill(now, pod, rooms);
             }
+        }
+    }
+
+    /// One of the first class is refused: the others leave more where it would have gone.
+    fn missed(&mut self, now: Mono, wish: &Wish, shut: Option<Shut>) {
+        if let Some(pod) = wish.best().filter(|_| wish.class == Class::Interactive) {
+            self.yard.met(now, pod, wish, shut, u64::MAX);
         }
     }
 

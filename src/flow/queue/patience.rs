@@ -70,6 +70,7 @@ impl Queue {
         let wait_s = lines.time_for(class, lines.line(class).and_then(ahead_us).unwrap_or(0), now, &self.yard.classes);
         if let Some(gone) = lines.line_mut(class).and_then(|line| line.remove(ticket)) {
             self.unlisted(now, &lane, &gone);
+            self.missed(now, &gone.wish, gone.shut);
         }
         self.yard.let_go(ticket);
         self.effects.push(Effect::Refuse(ticket, Refusal { reason, retry_after: Some(retry_after(ticket, wait_s)) }));

@@ -127,12 +127,12 @@ impl Lines {
         for other in Class::ALL {
             let gain = classes.of(other).floor_share * cost_us as f64;
             let has = self.line(other).is_some_and(|line| !line.is_empty());
-            if let Some(credit) = self.credits.get_mut(other as usize) {
-                *credit = if has { (*credit + gain).min(CREDIT_MAX) } else { 0.0 };
+            let Some(credit) = self.credits.get_mut(other as usize) else { continue };
+            *credit = if has { (*credit + gain).min(CREDIT_MAX) } else { 0.0 };
+            if has && other == class {
+                // What went may have cost more than the head: that is owed, but not what it was served by its weight.
+                *credit = (*credit - cost_us as f64).max(-(cost_us as f64));
             }
-        }
-        if let Some(credit) = self.credits.get_mut(class as usize) {
-            *credit = (*credit - cost_us as f64).max(0.0);
         }
         self.tag += cost_us;
         if let Some(served) = self.served.get_mut(class as usize) {

@@ -86,6 +86,64 @@ fn floors_hold_where_kv_is_what_shuts_a_pod() {
 }
 
 #[test]
+fn a_floor_is_no_more_than_that_where_cheap_ones_wait_before_dear_ones() {
+    let mut world = World::new(queue(2));
+    world.fleet.begin(world.now, PodId(0), TicketId(90_000), 600_000_000, Tokens(1));
+    world.fleet.begin(world.now, PodId(1), TicketId(90_001), 1_000_000, Tokens(1));
+    let of = |number, class, now: Mono| Wish {
+        class,
+        kv: Tokens(1),
+        places: vec![spot(1, 100_000, 0)],
+        deadline: now.after(Duration::from_mins(10)),
+        ..wish(number, class, now)
+    };
+    // Their turn comes first, but they wait for the other pod.
+    for number in 100_000..100_010 {
+        let places = vec![spot(0, 1_000, 0), spot(1, 1_000, 900_000_000)];
+        let deadline = world.now.after(Duration::from_mins(9));
+        world.ask(Wish { cost_us: 1_000, places, deadline, ..of(number, Class::Standard, world.now) });
+    }
+    for number in 200_000..200_200 {
+        world.ask(Wish { cost_us: 800_000, ..of(number, Class::Standard, world.now) });
+    }
+    for step in 0..600 {
+        (0..2).for_each(|other| world.ask(of(2 * step + other, Class::Interactive, world.now)));
+        world.pass(Duration::from_millis(100));
+        let running = world.running.keys().next().copied().filter(|_| world.running.len() > 7);
+        if let Some(first) = running {
+            world.end(first);
+        }
+    }
+    let (dear, first) = (count(&world, 0, |number| number >= 200_000), count(&world, 0, |number| number < 90_000));
+    let share = dear as f64 * 0.8 / (dear as f64 * 0.8 + first as f64 * 0.1);
+    assert!((0.05..=0.12).contains(&share), "{dear} of 0.8 s and {first} of 0.1 s: {share:.3}");
+}
+
+#[test]
+fn the_first_class_is_left_more_where_it_was_refused() {
+    let mut world = World::new(queue(1));
+    for step in 0..400 {
+        (0..2).for_each(|one| {
+            let kv = Tokens(10);
+            world.ask(Wish { kv, ..wish(100_000 + 2 * step + one, Class::Standard, world.now) });
+        });
+        world.pass(Duration::from_millis(100));
+        let running = world.running.keys().next().copied().filter(|_| world.running.len() > 7);
+        if let Some(first) = running {
+            world.end(first);
+        }
+        for one in (0..4).filter(|_| step % 5 == 0) {
+            let deadline = world.now.after(Duration::from_millis(350));
+            let kv = Tokens(10);
+            let first = wish(10 * step + one, Class::Interactive, world.now);
+            world.ask(Wish { deadline, is_promised: true, kv, ..first });
+        }
+    }
+    let refused = world.refused.keys().filter(|one| one.0 < 100_000).count();
+    assert!((1..=8).contains(&refused), "{refused} of 320 are refused, and the first of them teach");
+}
+
+#[test]
 fn those_who_wait_for_a_hot_pod_hide_nobody_from_another() {
     let mut world = World::new(queue(2));
     world.fleet.begin(world.now, PodId(0), TicketId(900), 60_000_000, Tokens(1));
