@@ -320,3 +320,88 @@ async fn a_client_that_pipelines_gets_one_answer_and_may_leave_too() {
     }
     assert_eq!(gate.finish().await.len(), 4);
 }
+
+const WARM: &str = "listen:\n  sse_keep_alive_s: 1\nlimits:\n  timeouts:\n    first_token_s: 3\n";
+const COMMENT: &str = ": keep-alive\n\n";
+
+/// Takes the comments off the beginning of a stream.
+fn without_comments(text: &str) -> &str {
+    let rest = text.trim_start_matches(COMMENT);
+    assert!(rest.len() < text.len() && !rest.contains(COMMENT), "comments, and only before the answer: {text}");
+    rest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_waits_gets_comments_if_so_configured_and_then_the_same_answer() {
+    for (path, body, good_ending) in apis() {
+        for (yaml, has_comments) in [(WARM, true), ("", false)] {
+            let (gate, fleet) = Gate::with_pods(1, SimConfig::default(), yaml).await;
+            fleet.pods[0].script(Script::from(Rule::new(Fault::SlowHead(Duration::from_millis(1_500))).times(1)));
+            let mut line = Line::open(gate.addr()).await;
+            line.send(&request(path, "", &body)).await;
+            let answer = line.answer().await;
+            assert_eq!((answer.status, answer.is_whole), (200, true), "{path}");
+            let text = answer.text();
+            let text = if has_comments { without_comments(&text) } else { &text };
+            assert!(text.contains(good_ending) && !text.contains("keep-alive"), "{path}: {text}");
+            // The connection is good for another, which comes at once.
+            line.send(&request(path, "", &body)).await;
+            let answer = line.answer().await;
+            assert!(answer.text().contains(good_ending) && !answer.text().contains(COMMENT), "{path}");
+            let lines = gate.finish().await;
+            assert!(lines.len() == 2 && lines.iter().all(|line| line["cause"] == "ok"), "{lines:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_wrong_after_a_comment_is_told_by_one_event() {
+    let mut cases = tokio::task::JoinSet::new();
+    for (path, body, good_ending) in apis() {
+        for (fault, word, cause) in [
+            (Fault::Silent, "in time", "first_byte_timeout"),
+            (Fault::Status(400, None), "", "pod_client_fault"),
+            (Fault::Status(500, None), "", "pod_error"),
+            (Fault::Status(503, Some(1)), "", "pod_busy"),
+        ] {
+            cases.spawn(goes_wrong(path, body.clone(), good_ending, fault, word, cause));
+        }
+    }
+    while let Some(ended) = cases.join_next().await {
+        ended.unwrap();
+    }
+}
+
+async fn goes_wrong(path: &str, body: String, good_ending: &str, fault: Fault, word: &str, cause: &str) {
+    let (gate, fleet) = Gate::with_pods(1, SimConfig::default(), WARM).await;
+    let slow = Rule::new(Fault::SlowHead(Duration::from_millis(1_500)));
+    fleet.pods[0].script(Script::from(slow).rule(Rule::new(fault.clone())));
+    let mut line = Line::ask(gate.addr(), &request(path, "", &body)).await;
+    let answer = line.answer().await;
+    assert_eq!((answer.status, answer.is_whole), (200, true), "{path} {fault:?}");
+    let text = answer.text();
+    let text = without_comments(&text);
+    assert!(!text.contains(good_ending), "{path} {fault:?}: {text}");
+    let errors: Vec<Value> = events(text.as_bytes()).iter().map(|one| serde_json::from_str(one).unwrap()).collect();
+    assert_eq!(errors.len(), 1, "{path} {fault:?}: {text}");
+    let message = errors[0]["error"]["message"].as_str().unwrap();
+    assert!(message.contains(word) && !message.is_empty(), "{path} {fault:?}: {text}");
+    assert_eq!(text.starts_with("event: error\n"), !path.ends_with("completions"), "{path}: {text}");
+    let lines = gate.finish().await;
+    assert_eq!(lines[0]["cause"], cause, "{path} {fault:?}: {lines:?}");
+    assert_eq!(lines[0]["status"], 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_it_is_kept_warm_stops_its_pod() {
+    let (gate, fleet) = Gate::with_pods(1, SimConfig::default(), WARM).await;
+    fleet.pods[0].script(Script::always(Fault::SlowBody(Duration::from_mins(1))));
+    let (id, asked) = named_request(CHAT, &chat("sim", "wait", true, 5));
+    let mut line = Line::ask(gate.addr(), &asked).await;
+    line.until(COMMENT).await;
+    let left = now();
+    line.leave(Leave::Close).await;
+    aborted(&fleet.pods[0], &id, left).await;
+    let lines = gate.finish().await;
+    assert_eq!((&lines[0]["cause"], &lines[0]["committed"]), (&"client_gone".into(), &false.into()), "{lines:?}");
+}

@@ -79,6 +79,21 @@ pub enum RetryClass {
 }
 
 impl RetryClass {
+    /// Its letter in the retry policy.
+    pub const fn letter(self) -> &'static str {
+        match self {
+            Self::NotDelivered => "A",
+            Self::Refused => "B",
+            Self::Unanswered => "C",
+            Self::Started => "D",
+            Self::TimedOut => "E",
+            Self::Answered => "F",
+            Self::Poison => "G",
+        }
+    }
+}
+
+impl RetryClass {
     /// Every class, in order.
     pub const ALL: [Self; 7] = [
         Self::NotDelivered,
@@ -100,19 +115,6 @@ impl RetryClass {
             Self::TimedOut => "timed_out",
             Self::Answered => "answered",
             Self::Poison => "poison",
-        }
-    }
-
-    /// Its letter in the retry policy.
-    pub const fn letter(self) -> char {
-        match self {
-            Self::NotDelivered => 'A',
-            Self::Refused => 'B',
-            Self::Unanswered => 'C',
-            Self::Started => 'D',
-            Self::TimedOut => 'E',
-            Self::Answered => 'F',
-            Self::Poison => 'G',
         }
     }
 }
@@ -263,7 +265,7 @@ mod tests {
             (F::Poisoned, 'G'),
         ];
         for (failure, letter) in rows {
-            assert_eq!(classify(failure).letter(), letter, "{failure:?}");
+            assert_eq!(classify(failure).letter(), letter.to_string(), "{failure:?}");
         }
     }
 

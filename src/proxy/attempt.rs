@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use pingora::http::RequestHeader;
 use tokio::time::{Sleep, sleep};
 
-use super::client::{Client, Left};
+use super::client::{Client, Left, as_event};
 use super::exchange::{End, Exchange};
 use super::gate::{Gate, Phase};
 use super::headers::{self, ToPod};
@@ -21,7 +21,7 @@ use super::upstream::{self, PodConn, PodFault, PodHead};
 use crate::api::Usage;
 use crate::base::{Mono, PodId, Tokens};
 use crate::disagg::{Check, Sentinel};
-use crate::flow::{Failure, Replay, RetryClass, Setback, Verdict, classify};
+use crate::flow::{Failure, Replay, Setback, Verdict, classify};
 use crate::observe::{Cause, Stage};
 use crate::pods::{Attempt, Outcome, Reservation};
 use crate::prefix::{Claim, Extension};
@@ -389,7 +389,7 @@ impl Exchange {
         loop {
             match self.gate.guards.may_retry(now(), &facts.account, setback) {
                 Verdict::Retry => {
-                    self.gate.metrics.retries.inc(letter(setback.class));
+                    self.gate.metrics.retries.inc(setback.class.letter());
                     let key = || facts.body_key();
                     if self.gate.guards.poisoned(now(), key).is_some() {
                         return Err(Fault::Poisoned.into());
@@ -418,9 +418,11 @@ impl Exchange {
             Failure::ErrorEvent { .. } => Cause::PodErrorEvent,
             _ => Cause::PodError,
         });
-        let frame = headers::Frame::Length(kept.body.len() as u64);
+        let api = self.client.warmed().filter(|_| !kept.head.is_sse());
+        let body = api.map(|api| as_event(api, &kept.body)).unwrap_or(kept.body);
+        let frame = headers::Frame::Length(body.len() as u64);
         let head = self.client_head(kept.head, frame)?;
-        self.client.begin(head, kept.body, true).await?;
+        self.client.begin(head, body, true).await?;
         Ok(())
     }
 
@@ -584,16 +586,4 @@ pub(super) const fn failure_of(status: StatusCode) -> Option<Failure> {
 fn host_of(head: &RequestHeader) -> Option<&str> {
     let host = head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
     host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str))
-}
-
-const fn letter(class: RetryClass) -> &'static str {
-    match class {
-        RetryClass::NotDelivered => "A",
-        RetryClass::Refused => "B",
-        RetryClass::Unanswered => "C",
-        RetryClass::Started => "D",
-        RetryClass::TimedOut => "E",
-        RetryClass::Answered => "F",
-        RetryClass::Poison => "G",
-    }
 }

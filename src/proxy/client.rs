@@ -3,6 +3,8 @@
 //! A thin face over Pingora's session (HTTP/1 and HTTP/2 alike) that knows the traps: a half-closed connection counts as
 //! left, bytes of a next request must not look like a disconnect, the head waits for the first bytes of the body so that
 //! both leave in one write, and a cut answer must not be terminated.
+mod warm;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ use super::reply::Fault;
 use crate::api::Shape;
 use crate::base::Mono;
 use crate::runtime::now;
+use warm::Warm;
+pub(super) use warm::as_event;
 
 /// Longest body that is passed over to keep a connection.
 const PASSED_OVER_BYTES_MAX: u64 = 64 * 1024;
@@ -65,6 +69,9 @@ pub(super) struct Client {
     watches: bool,
     surplus_bytes: u32,
     status: Option<u16>,
+    /// More than comments was sent.
+    has_begun: bool,
+    warm: Option<Box<Warm>>,
     /// When an answer that has not begun is of no use any more.
     pub(super) due: Option<Mono>,
     sent_bytes: u64,
@@ -87,6 +94,8 @@ impl Client {
             watches: true,
             surplus_bytes: 0,
             status: None,
+            has_begun: false,
+            warm: None,
             due: None,
             sent_bytes: 0,
             ended: false,
@@ -238,12 +247,19 @@ impl Client {
     /// Cancel-safe.
     pub(super) async fn left(&mut self) -> Left {
         let mut cutoff = self.stop.cutoff.clone();
-        let due = self.due.filter(|_| self.status.is_none());
-        tokio::select! {
-            biased;
-            () = self.gone() => Left::Gone,
-            () = told(&mut cutoff) => Left::Cutoff,
-            () = until(due) => Left::Overdue,
+        loop {
+            let due = self.due.filter(|_| !self.has_begun);
+            let comment = self.warm.as_ref().filter(|_| !self.has_begun).map(|warm| warm.at);
+            tokio::select! {
+                biased;
+                () = self.gone() => return Left::Gone,
+                () = told(&mut cutoff) => return Left::Cutoff,
+                () = until(due) => return Left::Overdue,
+                () = until(comment) => {}
+            }
+            if self.comfort().await.is_err() {
+                return Left::Gone;
+            }
         }
     }
 
@@ -265,8 +281,19 @@ impl Client {
         std::future::pending::<()>().await;
     }
 
-    /// Sends the head together with the first bytes of the body; with `end`, that is all of the answer.
+    /// Sends the head, unless comments went before, together with the first bytes of the body; with `end`, that is all of the answer.
     pub(super) async fn begin(&mut self, head: Box<ResponseHeader>, first: Bytes, end: bool) -> Result<(), Lost> {
+        if self.is_torn() {
+            return Err(Lost::Stalled);
+        }
+        self.has_begun = true;
+        if self.status.is_none() {
+            self.send_head(head).await?;
+        }
+        if end { self.last(first).await } else { self.write(first).await }
+    }
+
+    async fn send_head(&mut self, head: Box<ResponseHeader>) -> Result<(), Lost> {
         self.status = Some(head.status.as_u16());
         if *self.stop.leaving.borrow() {
             self.close_after();
@@ -274,8 +301,7 @@ impl Client {
         self.cork(true);
         let written = self.session.write_response_header(head).await;
         self.cork(false);
-        written.map_err(|error| self.lost(&error))?;
-        if end { self.last(first).await } else { self.write(first).await }
+        written.map_err(|error| self.lost(&error))
     }
 
     /// Sends more of the body; of nothing, nothing.
@@ -289,6 +315,9 @@ impl Client {
 
     /// Sends the rest of the body (may be empty) and ends it.
     pub(super) async fn last(&mut self, piece: Bytes) -> Result<(), Lost> {
+        if self.is_torn() {
+            return Err(Lost::Stalled);
+        }
         self.sent_bytes += piece.len() as u64;
         self.cork(true);
         let written = self.session.write_response_body(piece, self.is_http2()).await;

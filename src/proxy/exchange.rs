@@ -227,6 +227,12 @@ impl Exchange {
                 if let Some(reason) = row.reason {
                     self.gate.metrics.refused.inc(reason);
                 }
+                if let Some(api) = self.client.warmed() {
+                    if self.client.last(fault.event(api)).await.is_err() {
+                        self.client.cut().await;
+                    }
+                    return;
+                }
                 if self.client.status().is_some() {
                     self.client.cut().await;
                     return;

@@ -181,6 +181,11 @@ impl Exchange {
             return Err(Fault::Poisoned.into());
         }
         self.ticket = Some(ticket);
+        if let Some((every, api)) =
+            self.rules.comment_every.zip(api).filter(|(_, api)| facts.is_stream && api.generates())
+        {
+            self.client.keep_warm(api, every, &self.note.request_id);
+        }
         self.enter(&facts).await?;
         self.attempts(&facts).await
     }

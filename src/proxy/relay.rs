@@ -7,11 +7,11 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{StatusCode, header};
+use http::StatusCode;
 use tokio::time::{Sleep, sleep};
 
 use super::attempt::{Cut, Failed, Kept, Trial, Tried, failure_of, watch};
-use super::client::Left;
+use super::client::{Left, as_event};
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::headers::Frame;
@@ -66,11 +66,7 @@ impl Exchange {
             upstream::checkin(conn, now());
             return Ok(Tried::Failed(Failed { failure, fault, kept }));
         }
-        let is_sse = head.status.is_success()
-            && head
-                .headers
-                .get(header::CONTENT_TYPE)
-                .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let is_sse = head.status.is_success() && head.is_sse();
         match facts.api {
             Some(api) if is_sse => self.stream(facts, api, head, conn, trial, alarm).await,
             Some(_) if is_fed && head.status.is_success() => self.fed(facts, head, conn, trial, alarm).await,
@@ -141,7 +137,10 @@ impl Exchange {
         if let Err(failed) = self.commit(facts, trial, status) {
             return Ok(Tried::Failed(failed));
         }
-        let head = self.client_head(head, frame)?;
+        let head = match self.client.warmed() {
+            Some(api) => return self.plain_event(api, head, first, conn).await,
+            None => self.client_head(head, frame)?,
+        };
         let mut whole = Whole::new(facts.api.filter(|_| status.is_success()), &first);
         self.client.begin(head, first, conn.is_done()).await?;
         self.at(Phase::Stream);
@@ -166,6 +165,19 @@ impl Exchange {
         };
         self.note.cause = Some(cause);
         Ok(Tried::Done(usage, outcome))
+    }
+
+    /// An answer that is not an event stream, where one was begun by comments: mostly a refusal.
+    async fn plain_event(&mut self, api: Api, head: PodHead, first: Bytes, mut conn: PodConn) -> Result<Tried, End> {
+        let status = head.status;
+        let kept = self.keep(&mut conn, head, BytesMut::from(first)).await?;
+        let Some(Kept { head, body }) = kept else { return Err(Fault::PodGarbage.into()) };
+        upstream::checkin(conn, now());
+        let head = self.client_head(head, Frame::Open)?;
+        self.client.begin(head, as_event(api, &body), true).await?;
+        let is_ours = status.is_server_error();
+        self.note.cause = Some(if is_ours { Cause::PodError } else { Cause::PodClientFault });
+        Ok(Tried::Done(None, if is_ours { Outcome::ServerError } else { Outcome::Good }))
     }
 
     async fn plain_rest(

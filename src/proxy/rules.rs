@@ -79,6 +79,8 @@ pub struct Rules {
     pub callers: Vec<Network>,
     /// Origin whose pages may read the gate's own answers; `*` means every origin.
     pub allow_origin: Option<HeaderValue>,
+    /// Streams get a comment so often until their answer begins.
+    pub comment_every: Option<Duration>,
     /// Paths opened beyond the table.
     pub paths: PathRules,
     /// Times of models without their own.
@@ -129,6 +131,7 @@ impl Default for Rules {
             proxies: Vec::new(),
             callers: Vec::new(),
             allow_origin: None,
+            comment_every: None,
             paths: PathRules::default(),
             times: Times::default(),
             model_times: HashMap::new(),
@@ -170,6 +173,7 @@ impl Rules {
             proxies: trust.proxies.clone(),
             callers: trust.callers.clone(),
             allow_origin: listen.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
+            comment_every: listen.sse_keep_alive_s.map(|seconds| Duration::from_secs(seconds.into())),
             paths,
             times: Times::from(times),
             drain_accept: seconds(listen.drain_accept_s),

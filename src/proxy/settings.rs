@@ -44,6 +44,10 @@ pub struct Listen {
     /// Web pages that may read what the gate itself answers (errors, models): `*` for all, as pods do unless
     /// `--allowed-origins` of vLLM says otherwise, or one origin such as `https://chat.example`; unset means none.
     pub allow_origin: Option<String>,
+    /// A stream whose answer has not begun, because it waits or its prompt is computed, gets a comment every so many seconds, so that
+    /// nobody on the way gives it up. The first one takes the status 200 with it: what goes wrong later is told by an event, without
+    /// `Retry-After`. Unset means none.
+    pub sse_keep_alive_s: Option<u32>,
     /// Paths to pods beyond the served API.
     pub paths: Paths,
 }
@@ -57,6 +61,7 @@ impl Default for Listen {
             drain_accept_s: 5,
             drain_max_s: 300,
             allow_origin: Some("*".to_owned()),
+            sse_keep_alive_s: None,
             paths: Paths::default(),
         }
     }
@@ -68,6 +73,9 @@ impl Listen {
         let mut problems = Vec::new();
         if self.threads == Some(0) {
             problems.push(("threads", "0 threads serve nobody; write 1 or more, or leave it out".to_owned()));
+        }
+        if self.sse_keep_alive_s == Some(0) {
+            problems.push(("sse_keep_alive_s", "0 would never stop; write 1 or more, or leave it out".to_owned()));
         }
         if self.h2c_addr.is_some_and(|h2c| h2c == self.addr && h2c.port() != 0) {
             problems.push(("h2c_addr", "is the address of the HTTP/1.1 listener; write another port".to_owned()));

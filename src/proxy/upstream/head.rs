@@ -33,6 +33,14 @@ pub struct PodHead {
     pub keep_alive: bool,
 }
 
+impl PodHead {
+    /// Whether the body is an event stream.
+    pub fn is_sse(&self) -> bool {
+        let kind = self.headers.get(http::header::CONTENT_TYPE);
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+    }
+}
+
 /// Takes one head from the front of `buf`, if it is complete.
 pub(super) fn parse(buf: &mut BytesMut, is_head_request: bool) -> Result<Option<PodHead>, PodFault> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
