@@ -218,6 +218,7 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
             let stats = seen.index.stats();
             metrics.index_blocks.set(stats.blocks as u64);
             metrics.index_bytes.set(stats.bytes as u64);
+            metrics.absent.store(Arc::new(seen.absent.census()));
             metrics.queues.store(Arc::new(queues(&seen)));
             metrics.sessions.store(Arc::new(sessions(&seen)));
         }),

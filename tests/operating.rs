@@ -71,6 +71,60 @@ async fn ready_with_no_pods_at_all() {
     gate.finish().await;
 }
 
+/// Models `sim` and `other`; requests for those without a pod wait.
+fn asleep(pods: &[&SimPod], wait_max_s: u32) -> String {
+    let pods = if pods.is_empty() { "pods: {list: []}\n".to_owned() } else { listed(pods) };
+    format!(
+        "{pods}models: {{sim: {{aliases: [small]}}, other: {{}}}}\nlisten: {{sse_keep_alive_s: 1}}\n\
+         flow: {{from_zero: {{wait_max_s: {wait_max_s}, requests_max: 2}}}}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_for_a_model_without_pods_wait_for_the_first_one() {
+    let gate = Gate::start(&[], &asleep(&[], 60)).await;
+    let (mut stream, _) = begin(gate.addr(), &request(CHAT, "", &chat("small", "x", true, 3)), |_| true).await;
+    let addr = gate.addr();
+    let plain = tokio::spawn(async move { post(addr, CHAT, "", &chat("sim", "x", false, 3)).await });
+    gate.metric_reaches("tidegate_absent_requests{model=\"sim\"}", 2.0).await;
+    for model in ["sim", "other", "unheard-of"] {
+        let answer = post(gate.addr(), CHAT, "", &chat(model, "x", false, 1)).await;
+        let reason = answer.header("x-tidegate-reason").map(str::to_owned);
+        assert_eq!((answer.status, reason.as_deref()), (503, Some("no_pods")), "{model}: no more may wait");
+    }
+    // The client that streams is told that somebody is there.
+    let seen = more(&mut stream, |bytes| has(bytes, ": keep-alive")).await;
+    let first = pod().await;
+    configure(&gate, &asleep(&[&first], 60));
+    let answer = rest(&mut stream, seen).await;
+    assert!(answer.status == 200 && answer.text().contains("[DONE]"), "{}", answer.text());
+    let answer = plain.await.unwrap();
+    assert_eq!(answer.status, 200);
+    let waited: u64 = answer.header("x-tidegate-queue-ms").unwrap().parse().unwrap();
+    assert!(waited > 500, "{waited}");
+    gate.metric_reaches("tidegate_absent_requests{model=\"sim\"}", 0.0).await;
+    assert_eq!(post(gate.addr(), CHAT, "", &chat("sim", "x", false, 1)).await.status, 200);
+    // Another model is still asleep: who leaves is counted no more.
+    let (left, _) = begin(gate.addr(), &request(CHAT, "", &chat("other", "x", false, 3)), |_| true).await;
+    gate.metric_reaches("tidegate_absent_requests{model=\"other\"}", 1.0).await;
+    drop(left);
+    gate.metric_reaches("tidegate_absent_requests{model=\"other\"}", 0.0).await;
+    assert_eq!(first.served().len(), 3);
+    gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waited_long_enough_for_a_first_pod_is_refused() {
+    let gate = Gate::start(&[], &asleep(&[], 2)).await;
+    let deadline = "x-tidegate-deadline-ms: 200\r\n";
+    let answer = post(gate.addr(), CHAT, deadline, &chat("sim", "x", false, 1)).await;
+    assert_eq!((answer.status, answer.header("x-tidegate-reason")), (504, Some("deadline_passed")));
+    let answer = post(gate.addr(), CHAT, "", &chat("sim", "x", false, 1)).await;
+    assert_eq!((answer.status, answer.header("x-tidegate-reason")), (503, Some("no_pods")));
+    assert!(answer.header("retry-after").is_some());
+    gate.finish().await;
+}
+
 /// Replaces the configuration in one step, as operators should.
 fn configure(gate: &Gate, yaml: &str) {
     std::fs::write(gate.file("next.yaml"), yaml).unwrap();

@@ -119,7 +119,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Plans => family(&metrics.plans, to),
         M::Slo => family(&metrics.slo, to),
         M::Sessions | M::SessionTokens | M::SessionOutcomes => sessions(metric, metrics, to),
-        M::QueueOutcomes | M::QueueWaits => waits(metric, metrics, to),
+        M::QueueOutcomes | M::QueueWaits | M::AbsentRequests => waits(metric, metrics, to),
         M::QueueRequests | M::QueueBytes | M::QueueCost | M::QueueOldest | M::QueueBacklog => {
             queues(metric, metrics, to);
         }
@@ -178,6 +178,9 @@ fn legs(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
 }
 
 fn waits(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    if metric == MetricName::AbsentRequests {
+        return metrics.absent.load().iter().for_each(|(model, count)| to.sample(&[&**model], *count));
+    }
     if metric == MetricName::QueueOutcomes {
         return family(&metrics.queue_outcomes, to);
     }
@@ -382,6 +385,27 @@ mod tests {
     use crate::observe::{Cause, Kind, MetricLimits, QueueSeries, SessionSeries};
     use crate::pods::{PodSpec, Reading, Table};
 
+    fn fill_waiting(metrics: &Metrics) {
+        metrics.absent.store(std::sync::Arc::new(vec![("m".into(), 1)]));
+        metrics.sessions.store(std::sync::Arc::new(vec![SessionSeries {
+            model: "m".into(),
+            active: 1,
+            waiting: 2,
+            tokens: 3,
+            room: Some(4),
+        }]));
+        metrics.queues.store(std::sync::Arc::new(vec![QueueSeries {
+            model: "m".into(),
+            role: "decode",
+            class: "batch",
+            requests: 1,
+            body_bytes: 2,
+            cost_s: 3.0,
+            oldest_s: 4.0,
+            backlog_s: 5.0,
+        }]));
+    }
+
     fn full_scrape() -> String {
         let metrics = Metrics::new(MetricLimits::default());
         let model = metrics.model("m\"\\\n");
@@ -404,23 +428,7 @@ mod tests {
         ] {
             family.inc("word");
         }
-        metrics.sessions.store(std::sync::Arc::new(vec![SessionSeries {
-            model: "m".into(),
-            active: 1,
-            waiting: 2,
-            tokens: 3,
-            room: Some(4),
-        }]));
-        metrics.queues.store(std::sync::Arc::new(vec![QueueSeries {
-            model: "m".into(),
-            role: "decode",
-            class: "batch",
-            requests: 1,
-            body_bytes: 2,
-            cost_s: 3.0,
-            oldest_s: 4.0,
-            backlog_s: 5.0,
-        }]));
+        fill_waiting(&metrics);
         metrics.step_times.store(std::sync::Arc::new(vec![StepTimeSeries {
             variant: "m".into(),
             terms: ["a", "b", "c", "d", "e"].map(|term| (term, 0.5)),

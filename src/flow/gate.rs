@@ -20,6 +20,7 @@ use super::sessions::SessionSettings;
 use super::share::may_take;
 use super::slo::SloSettings;
 use super::tenant::TenantSettings;
+use super::zero::ZeroSettings;
 use crate::base::{ModelName, Mono, Tokens};
 
 /// Most models that are accounted for apart; the rest share one account.
@@ -45,6 +46,8 @@ pub struct GateSettings {
     pub queue: QueueSettings,
     /// How sessions are kept from pushing each other out of the pods' caches.
     pub sessions: SessionSettings,
+    /// Whether requests wait for the first pod of their model.
+    pub from_zero: ZeroSettings,
     /// What each class gets, for each model.
     pub classes: Classes,
     /// File with the hashes of clients' API keys, a line for each: SHA-256 in hex, tenant, note (`tidegate key` makes one). Read
@@ -71,6 +74,7 @@ impl Default for GateSettings {
             slo: SloSettings::default(),
             queue: QueueSettings::default(),
             sessions: SessionSettings::default(),
+            from_zero: ZeroSettings::default(),
             classes: Classes::default(),
             keys_file: None,
             tenants: BTreeMap::new(),

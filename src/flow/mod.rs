@@ -23,6 +23,7 @@ pub mod sessions;
 mod share;
 pub mod slo;
 pub mod tenant;
+pub mod zero;
 
 pub use asked::{CLASS_HEADERS, Chosen, Ignored};
 pub use budget::{Budgets, RetryBudget, RetrySettings};
@@ -41,3 +42,4 @@ pub use retry::{Failure, Replay, RetryClass, Setback, Stop, Verdict, classify, m
 pub use sessions::{SessionSettings, Sessions};
 pub use slo::{SloSettings, deadline_s};
 pub use tenant::{Policy, TenantLimits, TenantSettings, Tenants};
+pub use zero::ZeroSettings;

@@ -218,6 +218,8 @@ pub struct Metrics {
     pub sessions: ArcSwap<Vec<SessionSeries>>,
     /// Requests that belong to a session by what became of them before the queue.
     pub session_outcomes: Family,
+    /// Requests that wait for the first pod of their model; set.
+    pub absent: ArcSwap<Vec<(ModelName, u64)>>,
     /// What waits; set.
     pub queues: ArcSwap<Vec<QueueSeries>>,
     /// Requests at the queue by what became of them.
@@ -275,6 +277,7 @@ impl Metrics {
             index_bytes: Gauge::default(),
             step_times: ArcSwap::default(),
             sessions: ArcSwap::default(),
+            absent: ArcSwap::default(),
             session_outcomes: Family::with(&["at_once", "waited", "refused", "left", "overdue"]),
             queues: ArcSwap::default(),
             queue_outcomes: Family::with(&["at_once", "waited", "refused", "left", "overdue", "recalled"]),

@@ -115,6 +115,8 @@ metrics! {
         "Tokens that active sessions are expected to reuse, and the room for them in the pods' caches (absent while nobody is held).";
     SessionOutcomes = "session_total", Counter, "requests", ["outcome"],
         "Requests at thrash control: at_once, waited, refused, left or overdue (while they waited).";
+    AbsentRequests = "absent_requests", Gauge, "requests", ["model"],
+        "Requests that wait for the first pod of their model (flow.from_zero).";
     QueueRequests = "queue_requests", Gauge, "requests", ["model", "role", "class"],
         "Requests that wait for room on a pod.";
     QueueBytes = "queue_body_bytes", Gauge, "bytes", ["model", "role", "class"],

@@ -20,6 +20,7 @@ use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::ShutdownWatch;
 use tokio::sync::watch;
 
+use super::absent::Absent;
 use super::affinity::Affinity;
 use super::client::{Client, Stop};
 use super::exchange::Exchange;
@@ -115,6 +116,8 @@ pub struct Gate {
     pub guards: Arc<Guards>,
     /// Whose sessions are active.
     pub lobby: Lobby,
+    /// Who waits for the first pod of a model.
+    pub absent: Absent,
     /// Who waits for room on a pod.
     pub waitroom: Waitroom,
     /// What tenants with limits use.
@@ -182,6 +185,7 @@ impl Gate {
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
             lobby: Lobby::new(&rules),
+            absent: Absent::default(),
             waitroom: Waitroom::new(&rules),
             quotas: Arc::default(),
             prefix_secret,

@@ -144,8 +144,17 @@ impl Exchange {
         let body = self.read_body().await?;
         self.note.read_at = Some(now());
         self.at(Phase::Body);
+        let due_after = |left_s| self.note.started.after(Duration::from_secs_f64(left_s));
+        self.client.due = deadline_s(&self.client.head().headers).map(due_after);
         let facts = match api {
-            Some(api) => self.facts(api, &body)?,
+            Some(api) => loop {
+                match self.facts(api, &body) {
+                    Err(End::Fault(Fault::Absent(model, is_stream))) => {
+                        self.appears(&model, is_stream.then_some(api)).await?;
+                    }
+                    made => break made?,
+                }
+            },
             None => self.facts_of_allowed(&body)?,
         };
         // If members were changed there are two of it.
@@ -157,8 +166,6 @@ impl Exchange {
             self.note.vouched = if self.is_trusted { self.note.slo } else { promised.configured() };
             self.in_flight.assign(self.gate.metrics.model(&facts.account));
         }
-        let due_after = |left_s| self.note.started.after(Duration::from_secs_f64(left_s));
-        self.client.due = deadline_s(&self.client.head().headers).map(due_after);
         self.note.is_stream = facts.is_stream;
         self.charge(&facts)?;
         let asked_at = now();
@@ -181,11 +188,7 @@ impl Exchange {
             return Err(Fault::Poisoned.into());
         }
         self.ticket = Some(ticket);
-        if let Some((every, api)) =
-            self.rules.comment_every.zip(api).filter(|(_, api)| facts.is_stream && api.generates())
-        {
-            self.client.keep_warm(api, every, &self.note.request_id);
-        }
+        self.warm(api.filter(|_| facts.is_stream));
         self.enter(&facts).await?;
         self.attempts(&facts).await
     }
@@ -231,6 +234,10 @@ impl Exchange {
         self.gate.metrics.stage(Stage::Anatomy, read_at.since(started));
         let fleet = self.gate.table.fleet();
         let asked = anatomy.model.as_deref();
+        if let Some(model) = self.absent(asked, &fleet) {
+            self.permit(&model, asked)?;
+            return Err(Fault::Absent(model, anatomy.stream).into());
+        }
         let (model, rewritten) = self.model(asked, &fleet)?;
         self.permit(&model, asked)?;
         self.classify(anatomy.priority);

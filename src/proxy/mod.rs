@@ -6,6 +6,7 @@
 //!
 //! On Pingora: its HTTP/1 and HTTP/2 server sessions are used through `HttpServerApp`, not `ProxyHttp`. The latter's native
 //! forwarding can't be used once a body was read, and without it the phases around it only cost.
+mod absent;
 pub mod accept;
 mod affinity;
 mod asks;

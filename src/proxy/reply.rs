@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use crate::api::{Api, BadBody, ErrorText, Shape, error_body, error_event};
-use crate::base::MODEL_NAME_BYTES_MAX;
+use crate::base::{MODEL_NAME_BYTES_MAX, ModelName};
 use crate::flow::{Denied, Reason, Refusal};
 use crate::observe::Cause;
 use bytes::Bytes;
@@ -50,6 +50,8 @@ pub enum Fault {
     RouteRefused,
     /// No pod may take the request now; the word says why.
     NoPod(&'static str),
+    /// The model is configured and has no pod yet; whether a stream was asked for.
+    Absent(ModelName, bool),
     /// The gate's own bounds are reached; the word says which.
     Full(&'static str),
     /// It may not wait, or not any longer: why, and when to come back.
@@ -183,6 +185,7 @@ impl Fault {
             Self::Denied(denied) => Self::row_of_denied(*denied),
             Self::Limited(reason, seconds) => Self::row_of_limited(*reason, *seconds),
             Self::NoPod(_)
+            | Self::Absent(..)
             | Self::Full(_)
             | Self::Queue(_)
             | Self::Memory
@@ -281,6 +284,7 @@ impl Fault {
                 Row::new(503, BUSY, "No server can take this request now. Try again later.", Cause::RefusedNoPod)
                     .refused(why, Some(2))
             }
+            Self::Absent(..) => Self::NoPod("no_pods").row_of_refusal(),
             Self::Full(which) => {
                 Row::new(429, "RateLimitError", "Too much is in progress. Try again later.", Cause::RefusedModelBudget)
                     .refused(which, Some(1))

@@ -34,7 +34,7 @@ impl Client {
     /// Sends comments from now on until the answer begins.
     pub(in crate::proxy) fn keep_warm(&mut self, api: Api, every: Duration, request_id: &str) {
         // What is older knows no end of such a body but that of the connection.
-        if !self.is_http2() && self.head().version != Version::HTTP_11 {
+        if self.warm.is_some() || !self.is_http2() && self.head().version != Version::HTTP_11 {
             return;
         }
         let fields = [
