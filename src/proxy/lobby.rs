@@ -160,8 +160,9 @@ impl Lobby {
             self.on(Event::Pods(ModelName::clone(model), crew));
         }
         // Who waits for a model that is gone is told so at once.
+        let is_gone = |model: &ModelName| !fleet.by_model.contains_key(model) || *base(fleet, model) != **model;
         let known = self.inner.lock().sessions.models();
-        for model in known.into_iter().filter(|model| !fleet.by_model.contains_key(model)) {
+        for model in known.into_iter().filter(is_gone) {
             self.on(Event::Pods(model, Crew::default()));
         }
     }
@@ -195,7 +196,8 @@ impl Exchange {
     pub(super) async fn enter(&mut self, facts: &Facts) -> Result<(), End> {
         let Some(ticket) = self.ticket.as_ref().map(super::guards::Ticket::id) else { return Ok(()) };
         let Some([chain]) = facts.prompt.as_ref().map(|prompt| prompt.chains.as_slice()) else { return Ok(()) };
-        if facts.account.is_empty() || !self.rules.bounds.sessions.enabled {
+        let reads_cache = facts.prompt.as_ref().is_some_and(|prompt| !prompt.skips_cache);
+        if facts.account.is_empty() || !self.rules.bounds.sessions.enabled || !reads_cache {
             return Ok(());
         }
         let fleet = self.gate.table.fleet();
@@ -219,6 +221,7 @@ impl Exchange {
             weight: self.identity.policy.weight,
             named: named.map(|name| name ^ tenant),
             blocks: &chain.blocks,
+            body_bytes: facts.body.len() as u64,
             prefill_s: step.prefill(prompt.0, 0),
             answer_s: step.request(prompt, prompt, output),
             arrived,

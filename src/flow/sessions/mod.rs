@@ -17,6 +17,7 @@
 //! known by its name, if it has one, or by its prompts: the next begins with the one before. Limits: [`SESSIONS_MAX`] per model.
 mod habit;
 mod pool;
+mod session;
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +31,8 @@ use serde::{Deserialize, Serialize};
 use super::queue::Classes;
 use super::{Class, Reason, Refusal, TicketId};
 use crate::base::{ModelName, Mono, Tokens};
-use pool::{Pool, SessionId};
+use pool::Pool;
+use session::SessionId;
 
 /// Most sessions that are known of one model; what comes beyond is not held.
 pub const SESSIONS_MAX: usize = 65_536;
@@ -84,6 +86,8 @@ pub struct Ask<'a> {
     pub named: Option<u64>,
     /// Chained hashes of the prompt's blocks.
     pub blocks: &'a [u64],
+    /// Bytes of its body.
+    pub body_bytes: u64,
     /// What its prefill takes on a pod if nothing is cached \[s\].
     pub prefill_s: f64,
     /// What its answer takes, as far as is known \[s of a pod\].
@@ -170,6 +174,7 @@ struct Wait {
     /// When its session first came.
     first: Mono,
     last: Mono,
+    body_bytes: u64,
 }
 
 /// Who shares: a class and a tenant.
@@ -203,6 +208,7 @@ impl Sessions {
     /// Takes other settings.
     pub fn configure(&mut self, settings: SessionSettings, classes: Classes) {
         (self.settings, self.classes) = (settings, classes);
+        self.pools.values_mut().for_each(|pool| pool.configure(self.settings.kv_share));
     }
 
     /// Takes one event; returns what must be done now, in order.
@@ -263,19 +269,26 @@ impl Sessions {
         if pool.is_active(session) || is_free || is_next() {
             entry.expected = pool.starts(now, session, &group, weight);
             self.tickets.insert(ticket, entry);
-            return self.effects.push(Effect::Grant(ticket));
+            self.effects.push(Effect::Grant(ticket));
+            let siblings = pool.siblings(session);
+            for sibling in siblings {
+                self.call(now, sibling);
+            }
+            return;
         }
         let wait_s = pool.wait_s(now, &group, session);
         let last = ask.arrived.after(rules.wait_max());
         let half = |due: Mono| ask.arrived.after(due.since(ask.arrived).mul_f64(0.5));
         let last = ask.due.map_or(last, |due| half(due).min(last));
-        let is_full = pool.waiting_of(&group) >= rules.requests_max as usize;
+        // Of all classes together: they hold bodies that others would need the room for.
+        let is_full = pool.waiting() >= rules.requests_max as usize
+            || pool.waiting_bytes() + ask.body_bytes > rules.body_bytes_max;
         if is_full || now.after(Duration::from_secs_f64(wait_s)) > last {
             pool.stays_out(now, session);
             return self.refuse(ticket, wait_s);
         }
-        let first = pool.wait(ticket, session, &group, weight);
-        entry.waits = Some(Wait { group, first, last });
+        let first = pool.wait(ticket, session, &group, weight, ask.body_bytes);
+        entry.waits = Some(Wait { group, first, last, body_bytes: ask.body_bytes });
         self.timers.insert((last, ticket));
         self.tickets.insert(ticket, entry);
         let model = ModelName::clone(&ask.model);
@@ -304,32 +317,38 @@ impl Sessions {
 
     /// Lets those in for whom there is room.
     fn let_in(&mut self, now: Mono, model: &ModelName) {
-        let Some(pool) = self.pools.get_mut(model) else { return };
-        pool.cool(now);
-        while let Some((group, ticket)) = pool.next() {
-            let Some(entry) = self.tickets.get_mut(&ticket) else { return };
+        if let Some(pool) = self.pools.get_mut(model) {
+            pool.cool(now);
+        }
+        while let Some((pool, ticket)) = self.pools.get(model).and_then(|pool| Some((pool, pool.next()?))) {
+            let Some(session) = self.tickets.get(&ticket).map(|entry| entry.session) else { return };
             let is_on = self.settings.enabled && pool.crew.capacity.0 > 0;
-            let is_open = !is_on || !pool.is_short(now) || pool.is_active(entry.session);
-            if !is_open && !pool.fits(entry.session) {
+            let is_open = !is_on || !pool.is_short(now) || pool.is_active(session);
+            if !is_open && !pool.fits(session) {
                 return;
             }
-            let Some(wait) = entry.waits.take() else { return };
-            let weight = pool.called(now, ticket, entry.session, &wait);
-            self.timers.remove(&(wait.last, ticket));
-            entry.expected = pool.starts(now, entry.session, &group, weight);
-            self.effects.push(Effect::Grant(ticket));
+            // All that wait for it: a session that is active holds nobody.
+            let siblings = pool.siblings(session);
+            for sibling in siblings {
+                self.call(now, sibling);
+            }
         }
     }
 
     fn release(&mut self, now: Mono) {
         for ticket in self.timers.iter().map(|(_, ticket)| *ticket).collect::<Vec<_>>() {
-            let Some(entry) = self.tickets.get_mut(&ticket) else { continue };
-            let Some((pool, wait)) = self.pools.get_mut(&entry.model).zip(entry.waits.take()) else { continue };
-            self.timers.remove(&(wait.last, ticket));
-            let weight = pool.called(now, ticket, entry.session, &wait);
-            entry.expected = pool.starts(now, entry.session, &wait.group, weight);
-            self.effects.push(Effect::Grant(ticket));
+            self.call(now, ticket);
         }
+    }
+
+    /// Lets one in that waits.
+    fn call(&mut self, now: Mono, ticket: TicketId) {
+        let Some(entry) = self.tickets.get_mut(&ticket) else { return };
+        let Some((pool, wait)) = self.pools.get_mut(&entry.model).zip(entry.waits.take()) else { return };
+        self.timers.remove(&(wait.last, ticket));
+        let weight = pool.called(now, ticket, entry.session, &wait);
+        entry.expected = pool.starts(now, entry.session, &wait.group, weight);
+        self.effects.push(Effect::Grant(ticket));
     }
 
     fn tick(&mut self, now: Mono) {
@@ -376,8 +395,9 @@ impl Sessions {
 /// begins with, then the prompts it begins with itself, the longest first. Nothing for what is too short to matter.
 fn names<'a>(ask: &'a Ask<'_>) -> impl Iterator<Item = (u64, usize)> + 'a {
     let all = ask.blocks.len();
+    let tenant = xxhash_rust::xxh3::xxh3_64(ask.tenant.as_bytes());
     let lengths = (STRIDE..=all / STRIDE * STRIDE).rev().step_by(STRIDE).chain([STRIDE / 2, BLOCKS_MIN]);
-    let known = lengths.filter_map(|length| Some((*ask.blocks.get(length - 1)?, length)));
+    let known = lengths.filter_map(move |length| Some((tenant ^ *ask.blocks.get(length - 1)?, length)));
     let is_named = ask.named.is_some();
     ask.named.map(|name| (name, all)).into_iter().chain(known.filter(move |_| !is_named))
 }

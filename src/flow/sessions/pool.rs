@@ -3,12 +3,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::habit::Habits;
-use super::{Ask, Census, Crew, GroupKey, SESSIONS_MAX, Ticket, Told, Wait, names};
+use super::session::{Session, SessionId, Sums};
+use super::{Ask, Census, Crew, GroupKey, SESSIONS_MAX, STRIDE, Ticket, Told, Wait, names};
 use crate::base::Mono;
-use crate::flow::{Class, TicketId};
+use crate::flow::TicketId;
 
 /// Tokens of a block before any prompt's length was told.
 const BLOCK_TOKENS: f64 = 64.0;
+const BLOCK_TOKENS_BOUNDS: (f64, f64) = (16.0, 256.0);
 /// A session that is not active is forgotten after this time.
 const FORGET_AFTER: Duration = Duration::from_mins(15);
 /// Part of the fleet's time that it may take to compute again what is reused: below it, losing the caches costs little.
@@ -30,58 +32,6 @@ const SHARE_BOUNDS: (f64, f64) = (0.25, 100.0);
 const ROOMY: f64 = 0.6;
 const USUAL_WEIGHT: f64 = 0.2;
 const USUAL_MAX: f64 = 0.5;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct SessionId(u64);
-
-#[derive(Debug)]
-struct Session {
-    /// What its next prompt will show.
-    name: u64,
-    /// Whose room it takes while it is active.
-    group: Option<GroupKey>,
-    /// Tokens that only it reuses.
-    own: u64,
-    /// Tokens of its first prompt that were cached: others have them too.
-    shared: u64,
-    /// Tokens that its last turn left in a cache.
-    context: u64,
-    /// Tokens of these that its prompt began with when it last came.
-    reuse: u64,
-    blocks: usize,
-    first: Mono,
-    /// When its last turn came or ended.
-    last: Mono,
-    /// Requests under way, and waiting.
-    flights: u32,
-    waits: u32,
-    /// Turns that ended.
-    turns: u32,
-    class: Class,
-    has_returned: bool,
-    /// It was refused, and may come again.
-    was_refused: bool,
-    /// What it takes of a pod: to compute again what it reuses, and its answer \[s\].
-    costs_s: (f64, f64),
-}
-
-impl Session {
-    const fn is_free(&self) -> bool {
-        self.flights == 0 && self.waits == 0
-    }
-
-    /// What of so many tokens is its own and will be reused: conversations reuse all of it, and grow; questions about one document
-    /// reuse the document.
-    fn keeps(&self, context: u64) -> u64 {
-        let reused = if self.has_returned { context.min(2 * self.reuse) } else { context };
-        reused.saturating_sub(self.shared)
-    }
-
-    /// It would be active if it were let in.
-    const fn is_outside(&self) -> bool {
-        self.group.is_none() && (self.waits > 0 || self.was_refused)
-    }
-}
 
 #[derive(Debug, Default)]
 struct Group {
@@ -115,50 +65,6 @@ impl Window {
     }
 }
 
-/// Sums over sessions that came back, and over those that have not yet by class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sum {
-    sessions: u64,
-    tokens: u64,
-}
-
-/// What such sessions are, together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sums {
-    returned: Sum,
-    new: [Sum; 3],
-}
-
-impl Sums {
-    fn of(&mut self, session: &Session) -> &mut Sum {
-        let new = self.new.get_mut(session.class as usize).filter(|_| !session.has_returned);
-        new.unwrap_or(&mut self.returned)
-    }
-
-    fn add(&mut self, session: &Session) {
-        let sum = self.of(session);
-        (sum.sessions, sum.tokens) = (sum.sessions + 1, sum.tokens + session.own);
-    }
-
-    fn take(&mut self, session: &Session) {
-        let sum = self.of(session);
-        (sum.sessions, sum.tokens) = (sum.sessions - 1, sum.tokens - session.own);
-    }
-
-    /// Those that are expected to come back, and what they will reuse \[tokens\].
-    fn expected(&self, habits: &Habits) -> (f64, f64) {
-        let all = Class::ALL.into_iter().zip(&self.new);
-        all.fold((self.returned.sessions as f64, self.returned.tokens as f64), |(sessions, tokens), (class, new)| {
-            let share = habits.return_share(class);
-            (sessions + share * new.sessions as f64, tokens + share * new.tokens as f64)
-        })
-    }
-
-    fn sessions(&self) -> u64 {
-        self.returned.sessions + self.new.iter().map(|new| new.sessions).sum::<u64>()
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) crew: Crew,
@@ -167,6 +73,7 @@ pub(super) struct Pool {
     by_name: HashMap<u64, SessionId>,
     groups: BTreeMap<GroupKey, Group>,
     waits: HashMap<TicketId, SessionId>,
+    waiting_bytes: u64,
     /// Active ones without a request, the coldest first.
     idle: BTreeSet<(Mono, SessionId)>,
     /// Those that are not active, and do not wait.
@@ -192,6 +99,7 @@ impl Pool {
             by_name: HashMap::new(),
             groups: BTreeMap::new(),
             waits: HashMap::new(),
+            waiting_bytes: 0,
             idle: BTreeSet::new(),
             rest: BTreeSet::new(),
             active: Sums::default(),
@@ -202,6 +110,12 @@ impl Pool {
             window: Window::new(Mono::ZERO),
             numbers: 0,
         }
+    }
+
+    /// Takes another share to begin with; what was learnt of it stays.
+    pub(super) fn configure(&mut self, share: f64) {
+        self.share *= share / self.share_begun;
+        self.share_begun = share;
     }
 
     /// Changes a session; whatever counts it is kept right.
@@ -242,6 +156,13 @@ impl Pool {
         let prompt = tokens(ask.blocks.len());
         let found = names(ask).find_map(|(name, blocks)| Some((*self.by_name.get(&name)?, tokens(blocks))));
         let Some((id, alike)) = found else { return self.make(now, ask, name, prompt) };
+        let known = self.sessions.get(&id)?;
+        if known.name != name && known.flights > 0 {
+            return self.fork(now, ask, name, (id, alike));
+        }
+        // A name that a client gave says nothing of what the prompt begins with.
+        let goes_on = known.blocks == 0 || ask.blocks.get(known.blocks - 1) == Some(&known.end);
+        let alike = if ask.named.is_some() && !goes_on { 0 } else { alike };
         let (old, gap_s, first) = self.change(id, |session| {
             let came_back = session.turns > 0 && session.is_free() && !session.was_refused;
             let gap_s = came_back.then(|| now.since(session.last).as_secs_f64());
@@ -252,7 +173,7 @@ impl Pool {
             }
             session.own = session.keeps(prompt.max(session.context));
             session.was_refused = false;
-            session.blocks = ask.blocks.len();
+            (session.blocks, session.end) = (ask.blocks.len(), ask.blocks.last().copied().unwrap_or(0));
             session.costs_s = (ask.prefill_s * session.reuse as f64 / prompt.max(1) as f64, ask.answer_s);
             (session.last, session.class) = (now, ask.class);
             (std::mem::replace(&mut session.name, name), gap_s, first)
@@ -280,6 +201,7 @@ impl Pool {
             context: 0,
             reuse: 0,
             blocks: ask.blocks.len(),
+            end: ask.blocks.last().copied().unwrap_or(0),
             first: ask.arrived,
             last: now,
             flights: 0,
@@ -293,6 +215,17 @@ impl Pool {
         self.sessions.insert(id, session);
         self.by_name.insert(name, id);
         self.rest.insert((now, id));
+        Some(id)
+    }
+
+    /// A session that begins with the prompt of another one while that is under way: another branch of it, and active as it is.
+    fn fork(&mut self, now: Mono, ask: &Ask<'_>, name: u64, (parent, alike): (SessionId, u64)) -> Option<SessionId> {
+        let group = self.sessions.get(&parent)?.group.clone();
+        let tokens = (ask.blocks.len() as f64 * self.habits.block_tokens.or(BLOCK_TOKENS)) as u64;
+        let id = self.make(now, ask, name, tokens)?;
+        self.change(id, |session| {
+            (session.shared, session.own, session.group) = (alike.min(tokens), tokens.saturating_sub(alike), group);
+        });
         Some(id)
     }
 
@@ -364,8 +297,10 @@ impl Pool {
             if session.turns == 0 && told.prompt.0 > 0 {
                 habits.shared.see((told.cached.0 as f64 / told.prompt.0 as f64).min(1.0));
             }
-            if session.blocks > 0 {
-                habits.block_tokens.see(told.prompt.0 as f64 / session.blocks as f64);
+            // Of a short prompt the template counts, and images are no blocks.
+            if session.blocks >= STRIDE {
+                let (least, most) = BLOCK_TOKENS_BOUNDS;
+                habits.block_tokens.see((told.prompt.0 as f64 / session.blocks as f64).clamp(least, most));
             }
         }
         self.change(ticket.session, |session| {
@@ -396,12 +331,14 @@ impl Pool {
         }
         let window = std::mem::replace(&mut self.window, Window::new(now));
         let miss = 1.0 - window.found as f64 / window.expected.max(1) as f64;
-        if self.used() < ROOMY * self.share_begun * self.crew.capacity.0 as f64 {
+        let is_roomy = self.used() < ROOMY * self.share_begun * self.crew.capacity.0 as f64;
+        if is_roomy {
             self.usual_miss = (self.usual_miss + USUAL_WEIGHT * (miss - self.usual_miss)).min(USUAL_MAX);
-            return;
         }
         let (least, most) = SHARE_BOUNDS;
-        let step = GAIN * (self.habits.miss_goal() - (miss - self.usual_miss));
+        // So little is filled because the share is so small: what misses there were say nothing against more.
+        let misses = if is_roomy { 0.0 } else { miss - self.usual_miss };
+        let step = GAIN * (self.habits.miss_goal() - misses);
         let factor = 1.0 + if window.was_tight { step } else { step.min(0.0) };
         let share = self.share * factor.max(SHRINK_MOST);
         self.share = share.clamp(least * self.share_begun, most * self.share_begun);
@@ -450,9 +387,20 @@ impl Pool {
         self.waits.len()
     }
 
-    /// Of one class and tenant.
-    pub(super) fn waiting_of(&self, key: &GroupKey) -> usize {
-        self.groups.get(key).map_or(0, |group| group.line.len())
+    /// Bytes of their bodies.
+    pub(super) const fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
+    /// Others that wait for the same session.
+    pub(super) fn siblings(&self, id: SessionId) -> Vec<TicketId> {
+        if self.sessions.get(&id).is_none_or(|session| session.waits == 0) {
+            return Vec::new();
+        }
+        let mut all: Vec<TicketId> =
+            self.waits.iter().filter(|(_, one)| **one == id).map(|(ticket, _)| *ticket).collect();
+        all.sort_unstable();
+        all
     }
 
     /// For how long a session that comes now would wait \[s\].
@@ -468,7 +416,8 @@ impl Pool {
     }
 
     /// A request waits; when its session first came.
-    pub(super) fn wait(&mut self, ticket: TicketId, id: SessionId, key: &GroupKey, weight: f64) -> Mono {
+    pub(super) fn wait(&mut self, ticket: TicketId, id: SessionId, key: &GroupKey, weight: f64, bytes: u64) -> Mono {
+        self.waiting_bytes += bytes;
         let first = self.change(id, |session| {
             session.waits += 1;
             session.first
@@ -483,6 +432,7 @@ impl Pool {
     /// A request waits no more: it was called, or left.
     pub(super) fn unwait(&mut self, now: Mono, ticket: TicketId, id: SessionId, wait: &Wait) {
         self.waits.remove(&ticket);
+        self.waiting_bytes -= wait.body_bytes;
         if let Some(group) = self.groups.get_mut(&wait.group) {
             group.line.remove(&(wait.first, ticket));
             if group.is_empty() {
@@ -501,13 +451,15 @@ impl Pool {
     }
 
     /// Who is let in next: of those that hold the least by weight, the session that came first.
-    pub(super) fn next(&self) -> Option<(GroupKey, TicketId)> {
-        let waiting = self.groups.iter().filter_map(|(key, group)| {
+    pub(super) fn next(&self) -> Option<TicketId> {
+        if self.waits.is_empty() {
+            return None;
+        }
+        let waiting = self.groups.values().filter_map(|group| {
             let (_, ticket) = *group.line.first()?;
-            Some((group.held as f64 / group.weight.max(1e-6), key, ticket))
+            Some((group.held as f64 / group.weight.max(1e-6), ticket))
         });
-        let next = waiting.min_by(|a, b| a.0.total_cmp(&b.0))?;
-        Some((GroupKey::clone(next.1), next.2))
+        Some(waiting.min_by(|a, b| a.0.total_cmp(&b.0))?.1)
     }
 
     /// One that waited is let in; the weight of its group.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::Rng;
+use crate::flow::ClassSettings;
 
 const CAPACITY: u64 = 1_000_000;
 
@@ -73,6 +74,7 @@ impl World {
             weight: 1.0,
             named: None,
             blocks: &blocks,
+            body_bytes: 100_000,
             prefill_s: talk.blocks as f64 * 64.0 * 100e-6,
             answer_s: 0.1,
             arrived: self.now,
@@ -214,6 +216,7 @@ fn a_promised_first_token_that_would_come_too_late_is_refused_at_once() {
         weight: 1.0,
         named: None,
         blocks: &blocks,
+        body_bytes: 100_000,
         prefill_s: 1.0,
         answer_s: 0.1,
         arrived: world.now,
@@ -253,8 +256,97 @@ fn a_refused_session_keeps_its_place() {
     assert!(world.refused.contains_key(&ticket));
     let newcomer = world.ask(&Talk::new(101, 640));
     let again = world.ask(&early);
-    let (_, next) = world.sessions.pools.get("m").unwrap().next().unwrap();
+    let next = world.sessions.pools.get("m").unwrap().next().unwrap();
     assert_eq!(next, again, "{newcomer:?} came later");
+}
+
+fn share(world: &World) -> f64 {
+    world.sessions.census(world.now).next().unwrap().1.kv_share
+}
+
+#[test]
+fn a_minute_of_misses_is_made_up_for() {
+    let (mut world, mut talks) = full();
+    let newcomers: Vec<Talk> = (100..110).map(|number| Talk::new(number, 640)).collect();
+    let mut turns = |world: &mut World, found, rounds| {
+        world.found = found;
+        for round in 0..rounds {
+            world.ask(&newcomers[round % newcomers.len()]);
+            world.warm(&mut talks, 1);
+        }
+    };
+    turns(&mut world, 0.0, 80);
+    let low = share(&world);
+    assert!(low < 0.7, "{low}");
+    turns(&mut world, 1.0, 600);
+    assert!(share(&world) > 0.85, "{low}, and an hour later {}", share(&world));
+}
+
+#[test]
+fn another_tenants_prompt_takes_nobodys_session() {
+    let (mut world, talks) = full();
+    let mut other = Talk { tenant: "other", ..talks[0].clone() };
+    other.blocks += 100;
+    let ticket = world.ask(&other);
+    assert!(!world.is_granted(ticket), "it begins like one that is active");
+    let ticket = world.ask(&talks[0]);
+    assert!(world.is_granted(ticket));
+}
+
+#[test]
+fn a_branch_of_a_session_leaves_its_trunk_alone() {
+    let (mut world, talks) = full();
+    let mut branch = talks[0].clone();
+    let trunk = world.ask(&talks[0]);
+    branch.blocks += 17;
+    let branched = world.ask(&branch);
+    let again = world.ask(&talks[0]);
+    assert!([trunk, branched, again].iter().all(|one| world.is_granted(*one)));
+    let names = world.sessions.census(world.now).next().unwrap().1.active;
+    assert_eq!(names, 21);
+}
+
+#[test]
+fn all_requests_of_a_session_are_let_in_together() {
+    let (mut world, mut talks) = full();
+    let wide = Talk::new(100, 640);
+    let all: Vec<TicketId> = (0..4).map(|_| world.ask(&wide)).collect();
+    let other = world.ask(&Talk { tenant: "other", ..Talk::new(101, 640) });
+    let mine = world.ask(&Talk { class: Class::Interactive, ..Talk::new(102, 640) });
+    assert!(!all.iter().chain([&other]).any(|one| world.is_granted(*one)) && world.is_granted(mine));
+    // One more of it, of the class that is never held, and the others are held no longer either.
+    let first = world.ask(&Talk { class: Class::Interactive, ..wide.clone() });
+    assert!(world.is_granted(first) && all.iter().all(|one| world.is_granted(*one)) && !world.is_granted(other));
+    let second = Talk::new(103, 640);
+    let both = [world.ask(&second), world.ask(&second)];
+    for _ in 0..60 {
+        world.warm(&mut talks[4..], 1);
+        assert_eq!(world.is_granted(both[0]), world.is_granted(both[1]));
+    }
+    assert!(world.is_granted(both[0]));
+}
+
+#[test]
+fn bodies_that_wait_are_bounded_over_all_classes_and_tenants() {
+    let (mut world, _) = full();
+    let small = ClassSettings { body_bytes_max: Some(350_000), ..ClassSettings::default() };
+    world.sessions.configure(SessionSettings::default(), Classes { standard: small, ..Classes::default() });
+    let tenants = ["a", "b", "c", "d"];
+    let all: Vec<TicketId> =
+        (0..4).map(|one| world.ask(&Talk { tenant: tenants[one], ..Talk::new(100 + one as u64, 640) })).collect();
+    assert_eq!(world.sessions.waiting(), 3, "of 100,000 bytes each");
+    assert!(world.refused.contains_key(&all[3]));
+    world.on(Event::Over(all[0], None));
+    let next = world.ask(&Talk::new(110, 640));
+    assert!(!world.refused.contains_key(&next) && world.sessions.waiting() == 3);
+}
+
+#[test]
+fn another_share_counts_from_a_reload_on() {
+    let (mut world, _) = full();
+    let before = share(&world);
+    world.sessions.configure(SessionSettings { kv_share: 0.3, ..SessionSettings::default() }, Classes::default());
+    assert!((share(&world) - before / 3.0).abs() < 1e-9, "{before} {}", share(&world));
 }
 
 proptest! {
@@ -275,24 +367,25 @@ fn history(seed: u64) -> (Vec<TicketId>, usize, Option<Mono>) {
             Talk { class, tenant, ..Talk::new(1_000 + number, 1 + rng.below(1_000) as usize) }
         })
         .collect();
-    let mut open: BTreeMap<TicketId, (usize, u64)> = BTreeMap::new();
+    // Where the talk is, which it is, and how long its prompt was.
+    let mut open: BTreeMap<TicketId, (usize, u64, usize)> = BTreeMap::new();
     for _ in 0..600 {
         match rng.below(10) {
             0..=4 => {
                 let at = rng.below(talks.len() as u64) as usize;
                 let is_active = open.iter().any(|(ticket, talk)| {
-                    *talk == (at, talks[at].number)
+                    *talk == (at, talks[at].number, talks[at].blocks)
                         && world.is_granted(*ticket)
                         && world.sessions.tickets.contains_key(ticket)
                 });
                 let ticket = world.ask(&talks[at]);
                 assert!(!is_active || world.is_granted(ticket), "seed {seed}: a session under way was held");
                 if !world.refused.contains_key(&ticket) {
-                    open.insert(ticket, (at, talks[at].number));
+                    open.insert(ticket, (at, talks[at].number, talks[at].blocks));
                 }
             }
             5..=7 => {
-                let Some((&ticket, &(at, _))) = open.iter().nth(rng.below(open.len().max(1) as u64) as usize) else {
+                let Some((&ticket, &(at, ..))) = open.iter().nth(rng.below(open.len().max(1) as u64) as usize) else {
                     continue;
                 };
                 open.remove(&ticket);

@@ -73,6 +73,7 @@ impl Replica {
                 weight: 1.0,
                 named: None,
                 blocks: &chain.blocks,
+                body_bytes: terms.body_bytes,
                 prefill_s: step.prefill(prompt.0, 0),
                 answer_s: step.request(prompt, prompt, output),
                 arrived: terms.arrived,
