@@ -345,6 +345,7 @@ mod tests {
                 stream: true,
                 interval_us: None,
                 user: Some(GOOD_MARK.into()),
+                ..Shape::default()
             };
             let mut connection = Connection::open(listen).await.unwrap();
             let answer =

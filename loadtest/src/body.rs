@@ -37,7 +37,7 @@ const WORDS: [&str; 24] = [
 ];
 
 /// What requests of one kind look like.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Shape {
     /// Size of the JSON body in bytes; smaller than the least possible body means the least possible.
     pub(crate) bytes: usize,
@@ -53,6 +53,10 @@ pub(crate) struct Shape {
     pub(crate) interval_us: Option<u64>,
     /// Value of the member `user`; `None` leaves it out.
     pub(crate) user: Option<String>,
+    /// Further header fields, each with its line end.
+    pub(crate) fields: String,
+    /// Whether a stream is asked to tell its token counts.
+    pub(crate) is_usage_asked: bool,
 }
 
 /// A request that is complete but for its 16 hex digits.
@@ -97,6 +101,9 @@ fn template(shape: &Shape, path: &str, prefix: u64) -> Template {
     if let Some(user) = &shape.user {
         end.extend([format!(",\"user\":\"{user}\"")]);
     }
+    if shape.is_usage_asked {
+        end.push_str(",\"stream_options\":{\"include_usage\":true}");
+    }
     end.push('}');
     let start = format!("{{\"model\":\"{}\",\"messages\":[", shape.model);
     let last = "{\"role\":\"user\",\"content\":\"";
@@ -104,7 +111,8 @@ fn template(shape: &Shape, path: &str, prefix: u64) -> Template {
     let body_front = start + &conversation(room, prefix) + last;
     let length = body_front.len() + NONCE + end.len();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: gate.local\r\nUser-Agent: loadtest\r\nAccept: */*\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: gate.local\r\nUser-Agent: loadtest\r\nAccept: */*\r\nContent-Type: application/json\r\n{}Content-Length: {length}\r\n\r\n",
+        shape.fields
     );
     Template {
         front: (head + &body_front).into_bytes(),
@@ -177,6 +185,8 @@ mod tests {
                 stream: true,
                 interval_us: Some(5000),
                 user: None,
+                fields: "x-tidegate-class: batch\r\n".into(),
+                is_usage_asked: true,
             };
             let made = templates(&shape, "/v1/chat/completions");
             let text = body(&made[1], 7);
@@ -186,6 +196,7 @@ mod tests {
             assert!(list.len() >= messages, "{bytes} bytes hold {} messages", list.len());
             assert_eq!(json["stream"], true);
             assert_eq!(json["interval_us"], 5000);
+            assert_eq!(json["stream_options"]["include_usage"], true);
             assert_ne!(made[0].front, made[1].front, "prefixes differ");
             assert_ne!(text, body(&made[1], 8), "requests of one prefix differ");
         }

@@ -3,10 +3,11 @@
 //! It adds as little as it can to what it measures: no redirects, no decoding, no copy of a request. One connection carries one request at a
 //! time. Times are taken when bytes were read from the socket.
 
-use crate::body::{NONCE, Template};
+use crate::body::{NONCE, Template, nonce};
 use crate::sse::SseScan;
 use crate::wire::{self, Framing, Unchunk};
 use bytes::{Buf, BytesMut};
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -40,16 +41,67 @@ pub(crate) struct Answer {
     pub(crate) done: bool,
     /// Whether the connection may be used again.
     pub(crate) keep: bool,
+    /// After how long a refused request may come again.
+    pub(crate) retry_after: Option<Duration>,
+    /// Why a gate refused.
+    pub(crate) reason: Option<String>,
 }
 
-/// Gets told of events as they come.
+/// Gets told of an answer as it comes.
 pub(crate) trait Watch {
     /// `count` data events ended in bytes read at `at`.
-    fn events(&mut self, count: u64, at: Instant);
+    fn events(&mut self, _count: u64, _at: Instant) {}
+
+    /// These bytes of the body came.
+    fn bytes(&mut self, _bytes: &[u8]) {}
 }
 
-impl Watch for () {
-    fn events(&mut self, _count: u64, _at: Instant) {}
+impl Watch for () {}
+
+/// Keeps all of a body.
+#[derive(Default)]
+pub(crate) struct Body(pub(crate) Vec<u8>);
+
+impl Watch for Body {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+/// Keep-alive connections to one address, the last used first.
+pub(crate) struct Connections {
+    target: SocketAddr,
+    idle: RefCell<Vec<Connection>>,
+}
+
+impl Connections {
+    /// To this address, none open yet.
+    pub(crate) fn new(target: SocketAddr) -> Self {
+        Self { target, idle: RefCell::default() }
+    }
+
+    /// Sends one request of a template and reads its answer; an error is named.
+    pub(crate) async fn ask(&self, template: &Template, number: u64, watch: &mut impl Watch) -> Result<Answer, String> {
+        loop {
+            let idle = self.idle.borrow_mut().pop();
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => Connection::open(self.target).await.map_err(|error| format!("connect: {}", error.kind()))?,
+            };
+            let was_used = connection.is_used;
+            match connection.ask(template, nonce(number), watch).await {
+                Ok(answer) => {
+                    if answer.keep {
+                        self.idle.borrow_mut().push(connection);
+                    }
+                    return Ok(answer);
+                }
+                // The peer had closed an idle connection: nothing of this request was taken.
+                Err(error) if was_used && error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(format!("broken: {}", error.kind())),
+            }
+        }
+    }
 }
 
 impl Connection {
@@ -72,12 +124,18 @@ impl Connection {
         self.answer(start, watch).await
     }
 
-    /// Sends a JSON body and reads its answer.
-    pub(crate) async fn post(&mut self, path: &str, body: &[u8], watch: &mut impl Watch) -> io::Result<Answer> {
+    /// Sends a JSON body with these further header fields, each with its line end, and reads its answer.
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        fields: &str,
+        body: &[u8],
+        watch: &mut impl Watch,
+    ) -> io::Result<Answer> {
         let start = Instant::now();
         let length = body.len();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: gate.local\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nHost: gate.local\r\nContent-Type: application/json\r\n{fields}Content-Length: {length}\r\n\r\n"
         );
         self.send(head.as_bytes(), &[], body).await?;
         self.answer(start, watch).await
@@ -88,9 +146,9 @@ impl Connection {
         let mut connection = Self::open(address).await?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: gate.local\r\nConnection: close\r\n\r\n");
         connection.stream.write_all(request.as_bytes()).await?;
-        let mut body = Vec::new();
-        let answer = connection.read(Instant::now(), &mut (), |bytes| body.extend_from_slice(bytes)).await?;
-        Ok((answer.status, body))
+        let mut body = Body::default();
+        let answer = connection.answer(Instant::now(), &mut body).await?;
+        Ok((answer.status, body.0))
     }
 
     async fn send(&mut self, front: &[u8], nonce: &[u8], tail: &[u8]) -> io::Result<()> {
@@ -107,19 +165,15 @@ impl Connection {
     }
 
     async fn answer(&mut self, start: Instant, watch: &mut impl Watch) -> io::Result<Answer> {
-        self.read(start, watch, |_| ()).await
-    }
-
-    async fn read(
-        &mut self,
-        start: Instant,
-        watch: &mut impl Watch,
-        mut sink: impl FnMut(&[u8]),
-    ) -> io::Result<Answer> {
         let head = self.head().await?;
         let mut reading = Reading {
             start,
-            answer: Answer { status: head.status, ..Answer::default() },
+            answer: Answer {
+                status: head.status,
+                retry_after: head.retry_after_s.map(Duration::from_secs),
+                reason: head.reason,
+                ..Answer::default()
+            },
             scan: head.is_sse.then(SseScan::default),
         };
         let mut at = Instant::now();
@@ -127,20 +181,15 @@ impl Connection {
         let mut unchunk = Unchunk::default();
         loop {
             let used = match &mut left {
-                Framing::Chunked => unchunk.feed(&self.buffer, |bytes| {
-                    sink(bytes);
-                    reading.take(bytes, at, watch);
-                })?,
+                Framing::Chunked => unchunk.feed(&self.buffer, |bytes| reading.take(bytes, at, watch))?,
                 Framing::Length(left) => {
                     let used = (self.buffer.len() as u64).min(*left) as usize;
                     let bytes = self.buffer.get(..used).unwrap_or_default();
-                    sink(bytes);
                     reading.take(bytes, at, watch);
                     *left -= used as u64;
                     used
                 }
                 Framing::Close => {
-                    sink(&self.buffer);
                     reading.take(&self.buffer, at, watch);
                     self.buffer.len()
                 }
@@ -194,6 +243,7 @@ impl Reading {
             return;
         }
         self.answer.bytes += bytes.len() as u64;
+        watch.bytes(bytes);
         let count = self.scan.as_mut().map_or(1, |scan| scan.feed(bytes));
         if count > 0 {
             self.answer.first.get_or_insert(at - self.start);

@@ -82,7 +82,7 @@ pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
         max_tokens: 16,
         stream: false,
         interval_us: None,
-        user: None,
+        ..Shape::default()
     };
     let load = Load::of(SocketAddr::from(([127, 0, 0, 1], 0)), templates(&shape, "/v1/chat/completions"), 1);
     for round in 1..=args.rounds {

@@ -4,8 +4,8 @@
 //! recorded; latency runs from the instant the request is written, so that lag is never mistaken for latency. Requests go out on pooled
 //! keep-alive connections, the last used first.
 
-use crate::body::{Template, nonce};
-use crate::client::{Answer, Connection, Watch};
+use crate::body::Template;
+use crate::client::{Answer, Connections, Watch};
 use crate::histogram::Histogram;
 use crate::schedule::Dice;
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ impl Outcome {
 }
 
 /// An answer that a client would not accept becomes the name of its error.
-fn verdict(template: &Template, answer: Answer) -> Result<Answer, String> {
+pub(crate) fn verdict(template: &Template, answer: Answer) -> Result<Answer, String> {
     match answer {
         Answer { status, .. } if status != 200 => Err(format!("status {status}")),
         Answer { errors, .. } if errors > 0 => Err("error event".to_owned()),
@@ -121,7 +121,7 @@ fn verdict(template: &Template, answer: Answer) -> Result<Answer, String> {
 /// What all requests of one load share.
 struct Field {
     load: Load,
-    pool: RefCell<Vec<Connection>>,
+    pool: Connections,
     outcome: RefCell<Outcome>,
     live: Live,
     dice: RefCell<Dice>,
@@ -155,7 +155,7 @@ impl Field {
         let dice = RefCell::new(Dice::new(load.seed));
         Rc::new(Self {
             load: load.clone(),
-            pool: RefCell::default(),
+            pool: Connections::new(load.target),
             outcome: RefCell::default(),
             live: Live::default(),
             dice,
@@ -176,34 +176,11 @@ impl Field {
 
     /// One request from its choice to its record.
     async fn one(&self, template: &Template, number: u64) {
-        let work = tokio::time::timeout(self.load.timeout, self.ask(template, number));
+        let mut watch = Gaps { field: self, last: None };
+        let work = tokio::time::timeout(self.load.timeout, self.pool.ask(template, number, &mut watch));
         let result = work.await.unwrap_or_else(|_| Err("timeout".to_owned()));
         self.outcome.borrow_mut().note(template, result);
         self.live.ended.set(self.live.ended.get() + 1);
-    }
-
-    async fn ask(&self, template: &Template, number: u64) -> Result<Answer, String> {
-        loop {
-            let pooled = self.pool.borrow_mut().pop();
-            let mut connection = match pooled {
-                Some(connection) => connection,
-                None => {
-                    Connection::open(self.load.target).await.map_err(|error| format!("connect: {}", error.kind()))?
-                }
-            };
-            let was_used = connection.is_used;
-            match connection.ask(template, nonce(number), &mut Gaps { field: self, last: None }).await {
-                Ok(answer) => {
-                    if answer.keep {
-                        self.pool.borrow_mut().push(connection);
-                    }
-                    return Ok(answer);
-                }
-                // The peer had closed an idle connection: nothing of this request was taken.
-                Err(error) if was_used && error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(format!("broken: {}", error.kind())),
-            }
-        }
     }
 
     fn finish(&self, start: Instant) -> Outcome {
@@ -213,22 +190,30 @@ impl Field {
     }
 }
 
-/// Sends at the given times, whatever comes back, and waits for every answer.
-pub(crate) async fn open_loop(load: &Load, times: Vec<Duration>, in_flight_max: usize) -> io::Result<Outcome> {
-    let (sender, mut receiver) = mpsc::channel::<Instant>(times.len().max(1));
+/// Hands out each item at its time after the start, which comes first, from a thread of its own; the times must be in order.
+pub(crate) fn pace<T: Send + 'static>(
+    items: Vec<(Duration, T)>,
+) -> io::Result<(Instant, mpsc::Receiver<(Instant, T)>)> {
+    let (sender, receiver) = mpsc::channel(items.len().max(1));
     let start = Instant::now() + Duration::from_millis(20);
     std::thread::Builder::new().name("pacer".to_owned()).spawn(move || {
-        for time in times {
+        for (time, item) in items {
             std::thread::sleep((start + time).saturating_duration_since(Instant::now()));
-            if sender.try_send(start + time).is_err() {
+            if sender.try_send((start + time, item)).is_err() {
                 return;
             }
         }
     })?;
+    Ok((start, receiver))
+}
+
+/// Sends at the given times, whatever comes back, and waits for every answer.
+pub(crate) async fn open_loop(load: &Load, times: Vec<Duration>, in_flight_max: usize) -> io::Result<Outcome> {
+    let (start, mut receiver) = pace(times.into_iter().map(|time| (time, ())).collect())?;
     let field = Field::new(load);
     let work = async {
         let mut tasks = JoinSet::new();
-        while let Some(due) = receiver.recv().await {
+        while let Some((due, ())) = receiver.recv().await {
             while tasks.try_join_next().is_some() {}
             field.outcome.borrow_mut().lag.add(Instant::now().saturating_duration_since(due));
             let Some((template, number)) = field.choose() else { break };

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! run           load at an exact schedule or in a closed loop        -> run.rs      (schedule, body, client, sse, histogram)
+//!               or of several kinds of clients at once               -> crowd.rs    (tally)
 //! streams       many streams at once: memory per stream, good ends   -> streams.rs
 //! overhead      CPU and latency next to nginx and bare Pingora       -> overhead/   (process, proxies, backend, bare_pingora)
 //! badinput      what a gate must refuse                              -> badinput/   (corpus)
@@ -22,6 +23,7 @@ mod bare_pingora;
 mod body;
 mod client;
 mod corpus;
+mod crowd;
 mod histogram;
 mod lab;
 mod legs;
@@ -33,6 +35,7 @@ mod run;
 mod schedule;
 mod sse;
 mod streams;
+mod tally;
 mod target;
 mod wire;
 

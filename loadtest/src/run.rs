@@ -4,11 +4,13 @@
 //! It must not be used to replay conversations: a turn that depends on the answer before it needs a closed loop.
 
 use crate::body::{Shape, templates};
+use crate::crowd::{Crowd, Reaction, Terms};
 use crate::load::{Load, Outcome, closed_loop, open_loop};
 use crate::report::Report;
 use crate::schedule::{Arrivals, plan};
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,6 +26,10 @@ pub(crate) struct Args {
     /// Closed loop: requests at a time
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
+    /// Several kinds of clients at once, instead of one: a file such as `conf/load/overload.yaml`. Of the other arguments only
+    /// target, seed, seconds, timeout and bounds are heeded then
+    #[arg(long, conflicts_with_all = ["rate", "concurrency"])]
+    crowd: Option<PathBuf>,
     /// How the open loop spreads requests
     #[arg(long, value_enum, default_value = "poisson")]
     arrivals: Arrivals,
@@ -85,7 +91,7 @@ fn load(args: &Args) -> Load {
                 max_tokens: args.max_tokens,
                 stream,
                 interval_us: args.interval_us,
-                user: None,
+                ..Shape::default()
             };
             if share > 0.0 {
                 let list = templates(&shape, &args.path).into_iter().map(Rc::new).collect();
@@ -103,6 +109,10 @@ fn load(args: &Args) -> Load {
 
 /// Runs the load and reports.
 pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
+    if let Some(path) = &args.crowd {
+        let crowd = Crowd::read(path)?;
+        return all_kinds(&args, &crowd, report).await;
+    }
     let load = load(&args);
     let span = Duration::from_secs_f64(args.secs.clamp(0.0, 3600.0));
     let outcome = if let Some(rate) = args.rate {
@@ -136,6 +146,45 @@ pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
+/// Runs several kinds of clients and reports each.
+async fn all_kinds(args: &Args, crowd: &Crowd, report: &mut Report) -> io::Result<()> {
+    let terms = Terms {
+        target: args.target,
+        span: Duration::from_secs_f64(args.secs.clamp(0.0, 3600.0)),
+        seed: args.seed,
+        timeout: Duration::from_secs_f64(args.timeout_secs.clamp(0.001, 3600.0)),
+        in_flight_max: args.in_flight_max,
+    };
+    let Reaction { tallies, lag, dropped } = crowd.run(terms).await?;
+    let seconds = terms.span.as_secs_f64().max(1e-3);
+    let mut values = serde_json::Map::new();
+    for (kind, tally) in crowd.clients.iter().zip(&tallies) {
+        tally.lines(&kind.name, seconds).iter().for_each(|line| report.say(line));
+        values.insert(kind.name.clone(), tally.json(seconds));
+        if !tally.errors.is_empty() {
+            report.miss(format!("{}: {} requests failed", kind.name, tally.errors.values().sum::<u64>()));
+        }
+    }
+    report.say(format!("lag ms  {}", lag.line()));
+    report.put("clients", values);
+    report.put("lag", lag.json());
+    check_lag(args, lag.quantile_us(0.99), dropped, report);
+    Ok(())
+}
+
+/// An open loop whose own lag was too large, or that had to drop requests, measured itself.
+fn check_lag(args: &Args, lag_us: Option<f64>, dropped: u64, report: &mut Report) {
+    let lag_ms = lag_us.unwrap_or(0.0) / 1000.0;
+    let is_valid = lag_ms <= args.lag_bound_ms && dropped == 0;
+    report.put("valid", is_valid);
+    if !is_valid {
+        report.miss(format!(
+            "INVALID RUN: own lag p99 {lag_ms:.3} ms (bound {} ms), {dropped} requests dropped",
+            args.lag_bound_ms
+        ));
+    }
+}
+
 fn tell(args: &Args, outcome: &Outcome, report: &mut Report) {
     report.say(format!(
         "good {}  failed {}  {:.1} requests/s  events {}",
@@ -155,16 +204,7 @@ fn tell(args: &Args, outcome: &Outcome, report: &mut Report) {
     report.put("seed", args.seed);
     if args.rate.is_some() {
         report.say(format!("lag  ms  {}", outcome.lag.line()));
-        let lag_ms = outcome.lag.quantile_us(0.99).unwrap_or(0.0) / 1000.0;
-        let is_valid = lag_ms <= args.lag_bound_ms && outcome.dropped == 0;
-        report.put("valid", is_valid);
-        if !is_valid {
-            let dropped = outcome.dropped;
-            report.miss(format!(
-                "INVALID RUN: own lag p99 {lag_ms:.3} ms (bound {} ms), {dropped} requests dropped",
-                args.lag_bound_ms
-            ));
-        }
+        check_lag(args, outcome.lag.quantile_us(0.99), outcome.dropped, report);
     }
     if outcome.failed() > 0 {
         report.miss(format!("{} requests failed", outcome.failed()));

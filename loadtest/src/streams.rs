@@ -100,7 +100,7 @@ async fn hold(args: &Args, count: usize, report: &mut Report) -> io::Result<()> 
         max_tokens: events,
         stream: true,
         interval_us: Some(u64::from(args.interval_ms) * 1000),
-        user: None,
+        ..Shape::default()
     };
     let templates: Vec<_> = templates(&shape, "/v1/chat/completions").into_iter().map(Rc::new).collect();
     let (state, opening) = (Rc::new(State::default()), std::sync::Arc::new(Semaphore::new(OPENING)));

@@ -35,6 +35,10 @@ pub(crate) struct Head {
     pub(crate) expects: bool,
     /// Whether the body is a stream of server-sent events.
     pub(crate) is_sse: bool,
+    /// Seconds after which to come again (`Retry-After`).
+    pub(crate) retry_after_s: Option<u64>,
+    /// Why a gate refused (`x-tidegate-reason`).
+    pub(crate) reason: Option<String>,
     /// Bytes of the head with its empty line.
     pub(crate) len: usize,
 }
@@ -58,6 +62,8 @@ pub(crate) fn head(bytes: &[u8]) -> io::Result<Option<Head>> {
         keep: first.contains("HTTP/1.1"),
         expects: false,
         is_sse: false,
+        retry_after_s: None,
+        reason: None,
         len: end + 4,
         first,
     };
@@ -86,6 +92,10 @@ fn note(head: &mut Head, name: &[u8], value: &[u8]) {
         head.expects = true;
     } else if name.eq_ignore_ascii_case(b"content-type") {
         head.is_sse = value.starts_with(b"text/event-stream");
+    } else if name.eq_ignore_ascii_case(b"retry-after") {
+        head.retry_after_s = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    } else if name.eq_ignore_ascii_case(b"x-tidegate-reason") {
+        head.reason = Some(String::from_utf8_lossy(value).into_owned());
     }
 }
 
@@ -184,6 +194,15 @@ mod tests {
         assert_eq!((request.status, request.framing, request.keep), (0, Framing::Length(12), false));
         assert_eq!(request.first, "POST /x HTTP/1.1");
         assert_eq!(head(b"HTTP/1.1 200 OK\r\ncontent-le").unwrap(), None);
+    }
+
+    #[test]
+    fn refusals_say_why_and_when_to_come_again() {
+        let bytes = b"HTTP/1.1 429 x\r\nRetry-After: 7\r\nX-Tidegate-Reason: queue_full\r\ncontent-length: 0\r\n\r\n";
+        let refused = head(bytes).unwrap().unwrap();
+        assert_eq!((refused.retry_after_s, refused.reason.as_deref()), (Some(7), Some("queue_full")));
+        let dated = head(b"HTTP/1.1 503 x\r\nretry-after: Wed, 21 Oct 2026 07:28:00 GMT\r\n\r\n").unwrap().unwrap();
+        assert_eq!((dated.retry_after_s, dated.reason), (None, None), "dates are nobody's here");
     }
 
     #[test]

@@ -50,6 +50,7 @@ impl Good {
             stream: true,
             interval_us: Some(0),
             user: Some(GOOD_MARK.to_owned()),
+            ..Shape::default()
         };
         let templates = Rc::new(templates(&shape, "/v1/chat/completions"));
         let window = Rc::new(RefCell::new(Window::default()));

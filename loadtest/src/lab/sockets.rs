@@ -165,7 +165,7 @@ async fn over_sockets(args: &SocketArgs, cell: &Cell, script: &Script, pool: Rc<
         tasks.spawn_local(async move {
             let made = tokens.make(&turn, 0, |_| None);
             let body = bounded(render::body(&pool, &made.messages, true), turn.output_tokens);
-            Connection::open(gate).await?.post("/v1/chat/completions", &body, &mut ()).await
+            Connection::open(gate).await?.post("/v1/chat/completions", "", &body, &mut ()).await
         });
     }
     let (mut good, mut first_s) = (0_u64, 0.0);

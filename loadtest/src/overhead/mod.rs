@@ -117,7 +117,7 @@ fn shape(args: &Args, bytes: usize) -> Shape {
         max_tokens: 16,
         stream: false,
         interval_us: None,
-        user: None,
+        ..Shape::default()
     }
 }
 

@@ -135,7 +135,7 @@ pub(crate) async fn first_answer(address: SocketAddr, patience: Duration) -> io:
         max_tokens: 1,
         stream: false,
         interval_us: None,
-        user: None,
+        ..Shape::default()
     };
     let template = templates(&shape, "/v1/chat/completions").pop().ok_or_else(|| io::Error::other("no template"))?;
     let end = Instant::now() + patience;
