@@ -159,7 +159,9 @@ impl<'a> Trial<'a> {
             let generated =
                 usage.filter(|_| generates && self.part != Part::Prefill).map(|usage| usage.completion_tokens);
             let each = generated.map(|tokens| Tokens(tokens / u64::from(self.facts.asks.answers.max(1))));
-            self.gate.latency.learn(self.booked.pod(), &self.meter, &self.facts.model, each);
+            let cached = usage.filter(|_| self.part != Part::Decode);
+            let cached = cached.and_then(|told| Some((Tokens(told.prompt_tokens), Tokens(told.cached_tokens?))));
+            self.gate.latency.learn(self.booked.pod(), &self.meter, &self.facts.model, each, cached);
             self.answer_ended(usage);
             self.booked.served();
             // That a body can be prefilled does not say that it can be decoded.

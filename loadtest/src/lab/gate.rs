@@ -190,7 +190,9 @@ impl Trial {
             }
         }
         let generated = told.filter(|_| self.part != Part::Prefill).map(|told| Tokens(told.completion));
-        self.latency.learn(&self.pod, &self.meter, MODEL, generated);
+        let cached = told.filter(|_| self.part != Part::Decode);
+        let cached = cached.and_then(|told| Some((Tokens(told.prompt), Tokens(told.cached?))));
+        self.latency.learn(&self.pod, &self.meter, MODEL, generated, cached);
         if let Some(mut extension) = Extension::of(Api::Chat, &self.prompt).filter(|_| self.part != Part::Prefill) {
             let text = String::from_utf8_lossy(&answer()).into_owned();
             let reasoning = if has_reasoning { "…" } else { "" };

@@ -137,11 +137,17 @@ impl Meter {
     }
 
     /// What was seen, once the request is over. `generated`: tokens of its answer as `usage` told them; `None`: it did not.
-    /// Where requests of others were seen meanwhile nothing is clean: what they slow down is not known.
-    pub fn samples(&self, pod: &Pod, generated: Option<Tokens>) -> impl Iterator<Item = Sample> + '_ {
+    /// `cached`: tokens of its prompt, and those of them it took from the cache, as told; without that what was expected at the dispatch
+    /// counts. Where requests of others were seen meanwhile nothing is clean: what they slow down is not known.
+    pub fn samples(
+        &self,
+        pod: &Pod,
+        generated: Option<Tokens>,
+        cached: Option<(Tokens, Tokens)>,
+    ) -> impl Iterator<Item = Sample> + '_ {
         let is_ours = !pod.load.saw_others_since(Mono(self.work.0.0.saturating_sub(OTHERS_US)));
         let first =
-            self.first.filter(|_| self.is_plain).map(|(at, is_alone)| self.first_sample(at, is_alone && is_ours));
+            self.first.filter(|_| self.is_plain).map(|(at, alone)| self.first_sample(at, alone && is_ours, cached));
         let per_event =
             generated.map(|tokens| tokens.0 as f64 / self.events.max(1) as f64).filter(|ratio| *ratio > 0.0);
         let gaps = self.stretches.iter().take(self.kept).filter_map(move |stretch| {
@@ -152,8 +158,9 @@ impl Meter {
         first.into_iter().chain(gaps)
     }
 
-    fn first_sample(&self, at: Mono, is_alone: bool) -> Sample {
+    fn first_sample(&self, at: Mono, is_alone: bool, cached: Option<(Tokens, Tokens)>) -> Sample {
         let (dispatched, uncached, hit) = self.work;
+        let (uncached, hit) = cached.map_or((uncached, hit), |(prompt, cached)| (prompt.less(cached), cached));
         let is_near = self.before.prefilling == 0 && self.before.wait_s < WAIT_S_MAX && self.foreign <= 0.0;
         Sample::First {
             seconds: at.since(dispatched).as_secs_f64(),

@@ -8,7 +8,7 @@
 //! ```text
 //! let mut meter = Meter::new(&pod, &work, is_plain);           before Reservation::dispatch
 //! meter.first_token(now, &pod, events); meter.events(now, &pod, events);
-//! latency.learn(&pod, &meter, model, generated);               once the request is over
+//! latency.learn(&pod, &meter, model, generated, cached);       once the request is over
 //! latency.refresh(&fleet);                                     about once a second: publishes to every pod
 //! ```
 //! Readers take [`Pod::load`]`.step`, without a lock. A writer that finds its variant busy drops its samples.
@@ -52,12 +52,20 @@ struct Mean {
 }
 
 impl Latency {
-    /// Takes what a request that is over has shown. `generated`: tokens of its answer as `usage` told them.
-    pub fn learn(&self, pod: &Pod, meter: &Meter, model: &str, generated: Option<Tokens>) {
+    /// Takes what a request that is over has shown. As `usage` told them: `generated`, tokens of its answer; `cached`, those of its
+    /// prompt, and of these from the cache.
+    pub fn learn(
+        &self,
+        pod: &Pod,
+        meter: &Meter,
+        model: &str,
+        generated: Option<Tokens>,
+        cached: Option<(Tokens, Tokens)>,
+    ) {
         if let Some(tokens) = generated.filter(|tokens| tokens.0 > 0) {
             self.answered(model, tokens);
         }
-        for sample in meter.samples(pod, generated) {
+        for sample in meter.samples(pod, generated, cached) {
             self.observe(pod, &sample);
         }
     }

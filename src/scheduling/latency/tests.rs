@@ -97,7 +97,7 @@ fn pods_prior() -> StepTime {
 
 #[test]
 fn a_meter_makes_clean_samples_only_when_nothing_interferes() {
-    let run = |other_at_ms: Option<u64>, usage: Option<u64>, is_plain: bool| {
+    let run_told = |other_at_ms: Option<u64>, usage: Option<u64>, is_plain: bool, cached: Option<(Tokens, Tokens)>| {
         let pod = pod(0);
         let mut work = Work::new(Mono(1_000_000), Tokens(500), Tokens(400));
         work.is_stream = true;
@@ -117,11 +117,14 @@ fn a_meter_makes_clean_samples_only_when_nothing_interferes() {
             }
         }
         drop(other);
-        meter.samples(&pod, usage.map(Tokens)).collect::<Vec<_>>()
+        meter.samples(&pod, usage.map(Tokens), cached).collect::<Vec<_>>()
     };
+    let run = |other_at_ms, usage, is_plain| run_told(other_at_ms, usage, is_plain, None);
     let alone = run(None, Some(70), true);
     let Sample::First { seconds, uncached: 400, hit: 100, is_clean: true, .. } = alone[0] else { panic!("{alone:?}") };
     assert!((seconds - 0.05).abs() < 1e-9);
+    let told = run_told(None, Some(70), true, Some((Tokens(510), Tokens(16))));
+    assert!(matches!(told[0], Sample::First { uncached: 494, hit: 16, is_clean: true, .. }), "{told:?}");
     let Sample::Gap { seconds, is_clean: true, .. } = alone[1] else { panic!("{alone:?}") };
     assert!((seconds - 0.005).abs() < 1e-3, "35 events are 70 tokens: {seconds}");
     assert!(matches!(run(Some(20), Some(70), true)[0], Sample::First { is_clean: false, .. }));
@@ -139,7 +142,7 @@ fn answers_have_a_mean_per_model() {
     let meter = Meter::new(&pod, &Work::new(Mono(1), Tokens(1), Tokens(1)), true);
     assert_eq!(latency.expected("m"), None);
     for tokens in [100, 300] {
-        latency.learn(&pod, &meter, "m", Some(Tokens(tokens)));
+        latency.learn(&pod, &meter, "m", Some(Tokens(tokens)), None);
     }
     assert_eq!(latency.expected("m").map(|mean| mean as u64), Some(200));
 }
@@ -157,7 +160,7 @@ fn nothing_is_learnt_while_others_use_the_pod() {
             let (taken, own) = (Mono(ms * 1_000), pod.load.now());
             pod.read(crate::pods::Reading { taken, own, running: Some(own.requests + 1), ..Default::default() });
         }
-        latency.learn(&pod, &meter, "m", Some(Tokens(9)));
+        latency.learn(&pod, &meter, "m", Some(Tokens(9)), None);
         latency.reports().first().map_or([0; 2], |(_, report)| report.seen)
     };
     assert_eq!([learnt(None), learnt(Some(8_000))], [[1, 0]; 2], "long before");
