@@ -85,7 +85,7 @@ impl Lobby {
     /// What there is, by model.
     pub fn census(&self) -> Vec<(ModelName, Census)> {
         let inner = self.inner.lock();
-        inner.sessions.census(now()).map(|(model, census)| (ModelName::clone(model), census)).collect()
+        inner.sessions.census().map(|(model, census)| (ModelName::clone(model), census)).collect()
     }
 
     /// Asks whether a request may go; else how it is told.
@@ -224,6 +224,7 @@ impl Exchange {
             body_bytes: facts.body.len() as u64,
             prefill_s: step.prefill(prompt.0, 0),
             answer_s: step.request(prompt, prompt, output),
+            stream_s: output * step.decode(1.0, prompt.0 as f64),
             arrived,
             due: promised.into_iter().chain(self.client.due).min(),
         });

@@ -71,7 +71,14 @@ impl Mean {
 /// See the file.
 #[derive(Clone, Debug)]
 pub(super) struct Habits {
+    /// Times between an answer and the next turn, counted by length.
     gaps: [f64; GAP_BINS],
+    /// The same of the last few hundred on average, and how long answers take on an idle fleet \[s\].
+    gap_s: Mean,
+    pub(super) stream_s: Mean,
+    /// To compute a turn from nothing, and its answer \[s of a pod\]; the same of all turns, per second.
+    pub(super) whole_s: Mean,
+    pub(super) whole: Rate,
     /// To compute again what a turn reuses \[s of a pod\].
     pub(super) again_s: Mean,
     /// The same, per second.
@@ -93,6 +100,10 @@ impl Default for Habits {
     fn default() -> Self {
         Self {
             gaps: [0.0; GAP_BINS],
+            gap_s: Mean::default(),
+            stream_s: Mean::default(),
+            whole_s: Mean::default(),
+            whole: Rate::default(),
             again_s: Mean::default(),
             saved: Rate::default(),
             block_tokens: Mean::default(),
@@ -109,6 +120,7 @@ impl Habits {
     /// A session came back after so long; `first` is the class of one that did so for the first time.
     pub(super) fn returned(&mut self, gap_s: f64, first: Option<Class>) {
         let bin = (4.0 * (gap_s / GAP_LEAST_S).max(1.0).log2()) as usize;
+        self.gap_s.see(gap_s.min(PATIENCE_S.2));
         if let Some(count) = self.gaps.get_mut(bin.min(GAP_BINS - 1)) {
             *count += 1.0;
         }
@@ -151,6 +163,13 @@ impl Habits {
         });
         let upper_s = GAP_LEAST_S * 2_f64.powf((bin.unwrap_or(GAP_BINS) + 1) as f64 / 4.0);
         upper_s.clamp(least, most)
+    }
+
+    /// What a session that comes back takes of a pod if nothing of it is cached, as part of the time of one, while nobody waits for
+    /// anything: unknown before enough came back.
+    pub(super) fn whole_load(&self) -> Option<f64> {
+        let is_known = self.gaps.iter().sum::<f64>() >= GAPS_MIN;
+        is_known.then(|| self.whole_s.or(0.0) / (self.gap_s.or(0.0) + self.stream_s.or(0.0)).max(1e-3))
     }
 
     /// Part of what sessions reuse that may be missing, beside what is missing for other causes: where a prefill from nothing takes

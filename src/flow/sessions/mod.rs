@@ -10,8 +10,9 @@
 //!   loses its place when, by what was used since, its blocks are evicted. Nobody is interrupted, and the first class never waits.
 //! - **Room**: a share of the fleet's KV (feed-forward), trimmed by what returning sessions found cached of their own past: much less
 //!   than when there is room, and the share shrinks by a factor; as much, while somebody waits, and it grows by a step.
-//! - **Only where it pays**: if the fleet could compute every turn of everybody from nothing, nobody is held. Sessions that never come
-//!   back count for nothing.
+//! - **Only where it pays**: if the fleet could compute every turn of everybody from nothing, nobody is held, and neither if those that
+//!   fit come back so seldom that the fleet would do more work with everybody and cold caches. Sessions that never come back count for
+//!   nothing.
 //!
 //! Who waits is let in by tenant and class that hold the fewest tokens by weight, among these the session that first came. A session is
 //! known by its name, if it has one, or by its prompts: the next begins with the one before. Limits: [`SESSIONS_MAX`] per model.
@@ -92,6 +93,8 @@ pub struct Ask<'a> {
     pub prefill_s: f64,
     /// What its answer takes, as far as is known \[s of a pod\].
     pub answer_s: f64,
+    /// How long its answer takes if nobody else asks anything \[s\].
+    pub stream_s: f64,
     /// When it came.
     pub arrived: Mono,
     /// When its first token is of no use any more, if that was promised: it is told after half of the time.
@@ -245,8 +248,8 @@ impl Sessions {
     }
 
     /// What there is, by model.
-    pub fn census(&self, now: Mono) -> impl Iterator<Item = (&ModelName, Census)> {
-        self.pools.iter().map(move |(model, pool)| (model, pool.census(now)))
+    pub fn census(&self) -> impl Iterator<Item = (&ModelName, Census)> {
+        self.pools.iter().map(move |(model, pool)| (model, pool.census()))
     }
 
     fn asks(&mut self, now: Mono, ask: &Ask<'_>) {
@@ -264,7 +267,7 @@ impl Sessions {
         let group = (ask.class, Arc::clone(&ask.tenant));
         let rules = self.classes.of(ask.class);
         let weight = rules.weight * ask.weight;
-        let is_free = ask.class == Class::Interactive || !pool.is_short(now);
+        let is_free = ask.class == Class::Interactive || !pool.is_holding;
         let is_next = || pool.waiting() == 0 && pool.fits(session);
         if pool.is_active(session) || is_free || is_next() {
             entry.expected = pool.starts(now, session, &group, weight);
@@ -323,7 +326,7 @@ impl Sessions {
         while let Some((pool, ticket)) = self.pools.get(model).and_then(|pool| Some((pool, pool.next()?))) {
             let Some(session) = self.tickets.get(&ticket).map(|entry| entry.session) else { return };
             let is_on = self.settings.enabled && pool.crew.capacity.0 > 0;
-            let is_open = !is_on || !pool.is_short(now) || pool.is_active(session);
+            let is_open = !is_on || !pool.is_holding || pool.is_active(session);
             if !is_open && !pool.fits(session) {
                 return;
             }

@@ -15,6 +15,11 @@ const BLOCK_TOKENS_BOUNDS: (f64, f64) = (16.0, 256.0);
 const FORGET_AFTER: Duration = Duration::from_mins(15);
 /// Part of the fleet's time that it may take to compute again what is reused: below it, losing the caches costs little.
 const AFFORDABLE: f64 = 0.4;
+/// Nobody is held any more when to compute all turns of the sessions that fit from nothing would take less than this part of the
+/// fleet's time; with cold caches it would serve about as much as takes all of it.
+const IDLE: f64 = 0.7;
+/// Sessions are held if those that fit ask for so many times what is served without that.
+const BETTER: f64 = 1.1;
 /// One that needs more than this part of the room is let in when there is so much.
 const LARGE: f64 = 0.25;
 /// Room is given back within this time even if nothing was let in lately \[s\].
@@ -39,11 +44,23 @@ struct Group {
     /// Tokens of its active sessions.
     held: u64,
     active: u64,
-    /// By when the session first came.
-    line: BTreeSet<(Mono, TicketId)>,
+    /// By when the session first came, and what it takes of the room \[tokens\].
+    line: BTreeMap<(Mono, TicketId), u64>,
+    /// All of these together.
+    line_needs: u64,
 }
 
 impl Group {
+    /// What those take that are before a session that came then, as if they had come evenly.
+    fn before(&self, first: Mono) -> f64 {
+        let (Some((&(front, _), _)), Some((&(back, _), _))) = (self.line.first_key_value(), self.line.last_key_value())
+        else {
+            return 0.0;
+        };
+        let part = (first.since(front).as_secs_f64() + 1e-9) / (back.since(front).as_secs_f64() + 1e-9);
+        if first <= front { 0.0 } else { self.line_needs as f64 * part.min(1.0) }
+    }
+
     fn is_empty(&self) -> bool {
         self.active == 0 && self.line.is_empty()
     }
@@ -72,7 +89,7 @@ pub(super) struct Pool {
     sessions: HashMap<SessionId, Session>,
     by_name: HashMap<u64, SessionId>,
     groups: BTreeMap<GroupKey, Group>,
-    waits: HashMap<TicketId, SessionId>,
+    waits: BTreeSet<(SessionId, TicketId)>,
     waiting_bytes: u64,
     /// Active ones without a request, the coldest first.
     idle: BTreeSet<(Mono, SessionId)>,
@@ -84,6 +101,8 @@ pub(super) struct Pool {
     /// Part of the capacity that may be filled now, and as configured.
     share: f64,
     share_begun: f64,
+    /// Those for whom there is no room wait.
+    pub(super) is_holding: bool,
     /// Misses that have other causes than want of room.
     usual_miss: f64,
     window: Window,
@@ -98,7 +117,7 @@ impl Pool {
             sessions: HashMap::new(),
             by_name: HashMap::new(),
             groups: BTreeMap::new(),
-            waits: HashMap::new(),
+            waits: BTreeSet::new(),
             waiting_bytes: 0,
             idle: BTreeSet::new(),
             rest: BTreeSet::new(),
@@ -106,6 +125,7 @@ impl Pool {
             outside: Sums::default(),
             share,
             share_begun: share,
+            is_holding: false,
             usual_miss: 0.0,
             window: Window::new(Mono::ZERO),
             numbers: 0,
@@ -152,6 +172,7 @@ impl Pool {
     /// Finds the session of a request, or makes one; `None` if there are too many.
     pub(super) fn meet(&mut self, now: Mono, ask: &Ask<'_>) -> Option<SessionId> {
         let (name, _) = names(ask).next()?;
+        self.habits.stream_s.see(ask.stream_s);
         let tokens = |blocks: usize| (blocks as f64 * self.habits.block_tokens.or(BLOCK_TOKENS)) as u64;
         let prompt = tokens(ask.blocks.len());
         let found = names(ask).find_map(|(name, blocks)| Some((*self.by_name.get(&name)?, tokens(blocks))));
@@ -164,7 +185,7 @@ impl Pool {
         let goes_on = known.blocks == 0 || ask.blocks.get(known.blocks - 1) == Some(&known.end);
         let alike = if ask.named.is_some() && !goes_on { 0 } else { alike };
         let (old, gap_s, first) = self.change(id, |session| {
-            let came_back = session.turns > 0 && session.is_free() && !session.was_refused;
+            let came_back = session.turns > 0 && session.is_free() && !session.was_cut;
             let gap_s = came_back.then(|| now.since(session.last).as_secs_f64());
             let first = (came_back && !session.has_returned).then_some(session.class);
             if session.turns > 0 {
@@ -172,9 +193,10 @@ impl Pool {
                 session.reuse = alike.min(session.context);
             }
             session.own = session.keeps(prompt.max(session.context));
-            session.was_refused = false;
+            (session.was_refused, session.was_cut) = (false, false);
             (session.blocks, session.end) = (ask.blocks.len(), ask.blocks.last().copied().unwrap_or(0));
-            session.costs_s = (ask.prefill_s * session.reuse as f64 / prompt.max(1) as f64, ask.answer_s);
+            let again_s = ask.prefill_s * session.reuse as f64 / prompt.max(1) as f64;
+            session.costs_s = (ask.prefill_s, again_s, ask.answer_s);
             (session.last, session.class) = (now, ask.class);
             (std::mem::replace(&mut session.name, name), gap_s, first)
         })?;
@@ -210,7 +232,8 @@ impl Pool {
             class: ask.class,
             has_returned: false,
             was_refused: false,
-            costs_s: (0.0, ask.answer_s),
+            was_cut: false,
+            costs_s: (ask.prefill_s, 0.0, ask.answer_s),
         };
         self.sessions.insert(id, session);
         self.by_name.insert(name, id);
@@ -255,12 +278,16 @@ impl Pool {
         self.used() + self.need(id).min(LARGE * self.room()) <= self.room()
     }
 
-    /// Whether the fleet could not do without its caches: what sessions reuse, those included that are held, would take it too long to
-    /// compute again.
-    pub(super) fn is_short(&self, now: Mono) -> bool {
-        let (active, outside) = (self.active.expected(&self.habits).0, self.outside.expected(&self.habits).0);
+    /// Whether sessions are held: the fleet could not do without its caches, as what sessions reuse, those included that are held, would
+    /// take it too long to compute again; and with those that fit it does more than with everybody and cold caches.
+    fn is_short(&self, now: Mono) -> bool {
+        let ((active, tokens), outside) = (self.active.expected(&self.habits), self.outside.expected(&self.habits).0);
         let again = self.habits.saved.per_s(now) * (1.0 + outside / active.max(1.0));
-        again > AFFORDABLE * self.crew.pods
+        let fitting = self.share_begun * self.crew.capacity.0 as f64 * active / tokens.max(1.0);
+        let held = self.habits.whole_load().map_or(f64::INFINITY, |load| fitting * load);
+        // While somebody is held, what the fleet would do with cold caches cannot be seen.
+        let cold = if self.is_holding { IDLE * self.crew.pods } else { BETTER * self.habits.whole.per_s(now) };
+        again > AFFORDABLE * self.crew.pods && held > cold
     }
 
     /// A request is let go: its session is active. What of its prompt should be cached, if that is known \[tokens\].
@@ -289,7 +316,9 @@ impl Pool {
         let Some(session) = self.sessions.get(&ticket.session) else { return };
         if let Some(told) = &told {
             if session.turns > 0 {
-                let (again_s, answer_s) = session.costs_s;
+                let (whole_s, again_s, answer_s) = session.costs_s;
+                habits.whole_s.see(whole_s + answer_s);
+                habits.whole.add(now, whole_s + answer_s);
                 habits.again_s.see(again_s);
                 habits.answer_s.see(answer_s);
                 habits.saved.add(now, again_s);
@@ -306,6 +335,7 @@ impl Pool {
         self.change(ticket.session, |session| {
             session.flights -= 1;
             session.last = now;
+            session.was_cut = told.is_none();
             let Some(told) = &told else { return };
             if session.turns == 0 {
                 session.shared = told.cached.0.min(told.prompt.0);
@@ -335,6 +365,9 @@ impl Pool {
         if is_roomy {
             self.usual_miss = (self.usual_miss + USUAL_WEIGHT * (miss - self.usual_miss)).min(USUAL_MAX);
         }
+        if !self.is_holding {
+            return;
+        }
         let (least, most) = SHARE_BOUNDS;
         // So little is filled because the share is so small: what misses there were say nothing against more.
         let misses = if is_roomy { 0.0 } else { miss - self.usual_miss };
@@ -347,6 +380,7 @@ impl Pool {
     /// Sessions that were away for too long, or whose blocks are evicted by now, are not active any more; after a while they are
     /// forgotten.
     pub(super) fn cool(&mut self, now: Mono) {
+        self.is_holding = self.is_short(now);
         let patience = Duration::from_secs_f64(self.habits.patience_s());
         let full = self.room() / self.share_begun;
         while let Some(&(last, id)) = self.idle.first() {
@@ -394,21 +428,13 @@ impl Pool {
 
     /// Others that wait for the same session.
     pub(super) fn siblings(&self, id: SessionId) -> Vec<TicketId> {
-        if self.sessions.get(&id).is_none_or(|session| session.waits == 0) {
-            return Vec::new();
-        }
-        let mut all: Vec<TicketId> =
-            self.waits.iter().filter(|(_, one)| **one == id).map(|(ticket, _)| *ticket).collect();
-        all.sort_unstable();
-        all
+        self.waits.range((id, TicketId(0))..=(id, TicketId(u64::MAX))).map(|(_, ticket)| *ticket).collect()
     }
 
     /// For how long a session that comes now would wait \[s\].
     pub(super) fn wait_s(&self, now: Mono, key: &GroupKey, id: SessionId) -> f64 {
         let Some(session) = self.sessions.get(&id) else { return 0.0 };
-        let line = self.groups.get(key).into_iter().flat_map(|group| &group.line);
-        let before = line.take_while(|(first, _)| *first < session.first);
-        let before: f64 = before.filter_map(|(_, ticket)| self.waits.get(ticket)).map(|id| self.need(*id)).sum();
+        let before = self.groups.get(key).map_or(0.0, |group| group.before(session.first));
         let groups = self.groups.values().filter(|group| !group.line.is_empty()).count().max(1) as f64;
         let pace = self.habits.let_in.per_s(now).max(self.room() / TURNOVER_S);
         let missing = before * groups + (self.used() + self.need(id) - self.room()).max(0.0);
@@ -423,31 +449,34 @@ impl Pool {
             session.first
         });
         let first = first.unwrap_or(Mono::ZERO);
-        self.waits.insert(ticket, id);
-        self.groups.entry(GroupKey::clone(key)).or_default().line.insert((first, ticket));
+        self.waits.insert((id, ticket));
+        let need = self.need(id) as u64;
+        let group = self.groups.entry(GroupKey::clone(key)).or_default();
+        group.line.insert((first, ticket), need);
+        group.line_needs += need;
         self.weigh(key, weight);
         first
     }
 
     /// A request waits no more: it was called, or left.
     pub(super) fn unwait(&mut self, now: Mono, ticket: TicketId, id: SessionId, wait: &Wait) {
-        self.waits.remove(&ticket);
+        self.waits.remove(&(id, ticket));
         self.waiting_bytes -= wait.body_bytes;
         if let Some(group) = self.groups.get_mut(&wait.group) {
-            group.line.remove(&(wait.first, ticket));
+            group.line_needs -= group.line.remove(&(wait.first, ticket)).unwrap_or(0);
             if group.is_empty() {
                 self.groups.remove(&wait.group);
             }
         }
         self.change(id, |session| {
             session.waits -= 1;
-            (session.last, session.was_refused) = (now, true);
+            (session.last, session.was_refused, session.was_cut) = (now, true, true);
         });
     }
 
     /// A session was refused; it keeps its place for when it comes again.
     pub(super) fn stays_out(&mut self, now: Mono, id: SessionId) {
-        self.change(id, |session| (session.last, session.was_refused) = (now, true));
+        self.change(id, |session| (session.last, session.was_refused, session.was_cut) = (now, true, true));
     }
 
     /// Who is let in next: of those that hold the least by weight, the session that came first.
@@ -456,7 +485,7 @@ impl Pool {
             return None;
         }
         let waiting = self.groups.values().filter_map(|group| {
-            let (_, ticket) = *group.line.first()?;
+            let (&(_, ticket), _) = group.line.first_key_value()?;
             Some((group.held as f64 / group.weight.max(1e-6), ticket))
         });
         Some(waiting.min_by(|a, b| a.0.total_cmp(&b.0))?.1)
@@ -471,12 +500,12 @@ impl Pool {
         weight
     }
 
-    pub(super) fn census(&self, now: Mono) -> Census {
+    pub(super) fn census(&self) -> Census {
         Census {
             active: self.active.sessions(),
             waiting: self.waits.len() as u64,
             tokens: self.used() as u64,
-            room: (self.crew.capacity.0 > 0 && self.is_short(now)).then(|| self.room() as u64),
+            room: (self.crew.capacity.0 > 0 && self.is_holding).then(|| self.room() as u64),
             kv_share: self.share,
         }
     }

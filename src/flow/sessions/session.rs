@@ -37,8 +37,10 @@ pub(super) struct Session {
     pub(super) has_returned: bool,
     /// It was refused, and may come again.
     pub(super) was_refused: bool,
-    /// What it takes of a pod: to compute again what it reuses, and its answer \[s\].
-    pub(super) costs_s: (f64, f64),
+    /// Its last request was not served: how soon it comes again is not for it to say.
+    pub(super) was_cut: bool,
+    /// What it takes of a pod: to compute all of its prompt, of that what it reuses, and its answer \[s\].
+    pub(super) costs_s: (f64, f64, f64),
 }
 
 impl Session {

@@ -76,6 +76,7 @@ impl Replica {
                 body_bytes: terms.body_bytes,
                 prefill_s: step.prefill(prompt.0, 0),
                 answer_s: step.request(prompt, prompt, output),
+                stream_s: output * step.decode(1.0, prompt.0 as f64),
                 arrived: terms.arrived,
                 due: terms.ttft_s.map(|ttft_s| terms.arrived.after(Duration::from_secs_f64(ttft_s))),
             }),
