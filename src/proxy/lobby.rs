@@ -208,7 +208,8 @@ impl Exchange {
             return Ok(());
         };
         let (step, prompt) = (pod.load.step.get(), Tokens(facts.body.len() as u64 / 4));
-        let output = self.gate.latency.expected(&facts.model).unwrap_or(OUTPUT_TOKENS);
+        let most = facts.max_tokens.map_or(f64::INFINITY, |most| most.0 as f64);
+        let output = self.gate.latency.expected(&facts.model).unwrap_or(OUTPUT_TOKENS).min(most);
         let tenant = facts.prompt.as_ref().map_or(0, |prompt| prompt.tenant);
         let named = self.gate.routing().session(&self.client.head().headers);
         let arrived = self.note.read_at.unwrap_or(self.note.started);
