@@ -336,6 +336,8 @@ impl Queue {
                 Ok(None) => {}
                 // Who has not had his floor is not passed over by those who have.
                 Err(why) if rank.is_owed() && self.yard.waits_for(&look, line, why) => return Err(why),
+                // Nor is the first class by a long prefill that would not mind the queue.
+                Err(why @ (Shut::Queue(_) | Shut::Slots)) if class == Class::Interactive => return Err(why),
                 Err(why) => shut = Some(shut.map_or(why, |before| before.sooner(why))),
             }
         }

@@ -126,9 +126,11 @@ impl Lines {
     pub(super) fn granted(&mut self, class: Class, cost_us: u64, now: Mono, classes: &Classes) {
         for other in Class::ALL {
             let gain = classes.of(other).floor_share * cost_us as f64;
-            let has = self.line(other).is_some_and(|line| !line.is_empty());
+            let head_us = self.line(other).and_then(Line::head).map(|head| head.wish.cost_us as f64);
+            let has = head_us.is_some();
             let Some(credit) = self.credits.get_mut(other as usize) else { continue };
-            *credit = if has { (*credit + gain).min(CREDIT_MAX) } else { 0.0 };
+            // No more than the next one of it: one grant of great cost is not to put the class before the first for seconds.
+            *credit = head_us.map_or(0.0, |head_us| (*credit + gain).min(head_us.min(CREDIT_MAX)));
             if has && other == class {
                 // What went may have cost more than the head: that is owed, but not what it was served by its weight.
                 *credit = (*credit - cost_us as f64).max(-(cost_us as f64));

@@ -279,3 +279,35 @@ fn what_is_held_before_the_first_class_is_its_own() {
     }
     assert_eq!(held, Held { all_us: 200_000, first_us: 100_000 }, "and short ones of the last class let all pass");
 }
+
+#[test]
+fn one_grant_of_great_cost_does_not_put_a_class_before_the_first_for_long() {
+    let here = |number, now| Wish { is_restricted: true, ..large(number, 0, now) };
+    let mut world = World::new(queue(2));
+    (0..30).for_each(|number| world.ask(here(number, world.now)));
+    assert_eq!(world.order(), [0]);
+    // Goes at once to the idle pod, and every class has a floor of what it takes.
+    world.ask(Wish { cost_us: 60_000_000, places: vec![spot(1, 1_900_000, 0)], ..wish(30, Class::Batch, world.now) });
+    assert_eq!(world.order(), [0, 30]);
+    (50..60).for_each(|number| world.ask(Wish { class: Class::Interactive, ..here(number, world.now) }));
+    for _ in 0..11 {
+        let (last, _) = *world.granted.iter().rev().find(|(_, pod)| *pod == PodId(0)).unwrap();
+        world.end(last);
+        world.pass(Duration::from_millis(200));
+    }
+    let served = world.order().split_off(2);
+    let first = served.iter().filter(|number| **number >= 50).count();
+    assert!(served.len() == 11 && first >= 9, "{served:?}");
+}
+
+#[test]
+fn a_long_prefill_does_not_pass_one_of_the_first_class_that_waits_for_the_queue() {
+    let mut world = World::new(queue(1));
+    (0..6).for_each(|number| world.ask(wish(number, Class::Standard, world.now)));
+    world.ask(wish(20, Class::Interactive, world.now));
+    let long = Wish { places: vec![spot(0, 3_000_000, 0)], cold_us: 3_000_000, ..wish(21, Class::Batch, world.now) };
+    world.ask(long);
+    assert_eq!((world.order().len(), world.queue.waiting()), (6, 2));
+    world.pass(Duration::from_secs(4));
+    assert_eq!(world.order()[6..], [20, 21]);
+}
