@@ -91,6 +91,15 @@ pub(super) struct Line {
     least_kv: u64,
 }
 
+/// In which what waits of a tenant is measured against others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// A thousandth of a ticket ÷ weight.
+    Requests,
+    /// Cost ÷ weight.
+    Cost,
+}
+
 impl Tenant {
     /// Its tickets in the order in which they go.
     fn in_turn(&self, is_shortest_first: bool) -> impl Iterator<Item = &TicketId> {
@@ -168,6 +177,23 @@ impl Line {
     pub(super) fn last(&self) -> Option<&Waiting> {
         let tenant = self.tenants.get(&self.starts.last()?.1)?;
         self.waiting.get(tenant.by_deadline.last_key_value()?.1)
+    }
+
+    /// Where there is no room for one more: the one that is due last of the tenant of which most waits, if that is more than of the
+    /// newcomer's tenant with him. So a tenant may fill the line, but keeps nobody else out.
+    pub(super) fn gives_way(&self, wish: &Wish, unit: Unit) -> Option<&Waiting> {
+        let held = |tenant: &Tenant| match unit {
+            Unit::Requests => 1_000 * tenant.by_deadline.len() as u64 * tenant.share_us / tenant.cost_us.max(1),
+            Unit::Cost => tenant.share_us,
+        };
+        let own = self.tenants.get(&wish.tenant).map_or(0, held);
+        let more = match unit {
+            Unit::Requests => wish.share_us(1_000).max(1),
+            Unit::Cost => wish.share_us(wish.cost_us),
+        };
+        let (name, most) = self.tenants.iter().max_by_key(|(name, tenant)| (held(tenant), *name))?;
+        let last = most.by_deadline.last_key_value().and_then(|(_, ticket)| self.waiting.get(ticket))?;
+        (*name != wish.tenant && held(most) > own + more).then_some(last)
     }
 
     /// All, oldest first.

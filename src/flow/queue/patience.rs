@@ -1,6 +1,7 @@
 //! Who may wait, and how long: bounds of classes, early refusal, the end of a wait, and when to come back.
 use std::time::Duration;
 
+use super::line::Unit;
 use super::pool::Lines;
 use super::{Class, KEEP_AFTER, LARGE, LOOKS, Lane, Place, Pool, Queue, Room, Rooms, Timer, WhenFull, Wish};
 use super::{Effect, Key, Line};
@@ -40,11 +41,14 @@ impl Queue {
             if !is_full || wish.is_again {
                 return None;
             }
-            let may_evict = limits.when_full == WhenFull::EvictLast && wish.body_bytes <= limits.body_bytes_max;
-            let last = self.lanes.get(lane).and_then(|lines| lines.line(wish.class)?.last());
-            let last = last.filter(|last| may_evict && last.wish.deadline > wish.deadline);
-            let Some(last) = last.map(|last| last.wish.ticket) else { return Some(refused(Reason::QueueFull)) };
-            self.refuse(now, last, Reason::QueueFull);
+            let unit = if requests >= u64::from(limits.requests_max) { Unit::Requests } else { Unit::Cost };
+            let line = self.lanes.get(lane).and_then(|lines| lines.line(wish.class));
+            let line = line.filter(|_| wish.body_bytes <= limits.body_bytes_max);
+            let evicts = limits.when_full == WhenFull::EvictLast;
+            let last = line.and_then(|line| line.last()).filter(|last| evicts && last.wish.deadline > wish.deadline);
+            let gives_way = line.and_then(|line| line.gives_way(wish, unit)).or(last).map(|one| one.wish.ticket);
+            let Some(gone) = gives_way else { return Some(refused(Reason::QueueFull)) };
+            self.refuse(now, gone, Reason::QueueFull);
         }
     }
 

@@ -34,7 +34,8 @@ pub struct ClassSettings {
     pub cost_s_max: Option<f64>,
     /// Longest wait, in seconds. Unset: 60 for `interactive`, 120 for `standard`, 3600 for `batch`.
     pub wait_max_s: Option<f64>,
-    /// What becomes of one too many: `refuse_newest` or `evict_last`.
+    /// What becomes of one too many: `refuse_newest` or `evict_last`. Either way a tenant that fills the class gives way to others, up to
+    /// their share.
     pub when_full: WhenFull,
     /// A pod takes one more request of this class while its queued prefill takes no longer than this, in seconds; each pod adapts it
     /// by a factor. Unset: 0.5; 0.2 for `batch`.

@@ -438,6 +438,30 @@ fn who_waited_as_long_as_he_may_is_refused_and_a_full_class_refuses_or_evicts() 
 }
 
 #[test]
+fn a_tenant_that_fills_a_class_gives_way_to_others_up_to_their_share() {
+    let mut classes = Classes::default();
+    (classes.standard.requests_max, classes.standard.wait_max_s) = (Some(12), Some(500.0));
+    let mut world = World::new(queue(1));
+    world.queue.configure(QueueSettings::default(), classes);
+    let of = |number: u64, tenant: &str, weight: f64, now: Mono| Wish {
+        kv: Tokens(9_900),
+        tenant: tenant.into(),
+        weight,
+        deadline: now.after(Duration::from_secs(900 + number)),
+        ..wish(number, Class::Standard, now)
+    };
+    (0..30).for_each(|number| world.ask(of(number, "flood", 1.0, world.now)));
+    assert_eq!((world.granted.len(), world.queue.waiting(), world.refused.len()), (1, 12, 17));
+    // One of twice the weight gets two thirds of the room, and no more; what is due last goes first.
+    (100..130).for_each(|number| world.ask(of(number, "other", 2.0, world.now)));
+    let gone = world.refused.keys().filter(|ticket| ticket.0 < 13).map(|ticket| ticket.0);
+    assert_eq!(gone.collect::<Vec<_>>(), (5..13).collect::<Vec<_>>());
+    let own = world.refused.keys().filter(|ticket| ticket.0 >= 100).count();
+    assert_eq!((world.queue.waiting(), own), (12, 22));
+    assert!(world.refused.values().all(|(reason, _)| *reason == Reason::QueueFull));
+}
+
+#[test]
 fn the_last_class_makes_room_for_the_first() {
     let mut world = World::new(queue(1));
     world.ask(Wish { kv: Tokens(9_900), ..wish(0, Class::Batch, world.now) });
