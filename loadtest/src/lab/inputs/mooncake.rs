@@ -4,6 +4,7 @@
 use std::io;
 
 use serde::{Deserialize, Serialize};
+use tidegate::base::Rng;
 
 use super::{File, bad_line, default_speed};
 use crate::lab::script::{Class, Message, Piece, Script, Session, mix};
@@ -26,6 +27,9 @@ pub(crate) struct Mooncake {
     /// Tokens per id.
     #[serde(default = "block")]
     pub(crate) block_tokens: u32,
+    /// Share of conversations of the first class, told by the second block of their prompts; the others are standard.
+    #[serde(default)]
+    pub(crate) interactive_share: f64,
 }
 
 const fn one() -> u32 {
@@ -63,10 +67,17 @@ impl Mooncake {
                 let start_us = (line.timestamp * 1_000.0 / self.speed) as u64 + shift;
                 let message = Message::user(self.pieces(line, copy, number as u64));
                 let output = line.output_length.max(1);
-                sessions.push(Session::single(start_us, message, output, Class::Standard));
+                sessions.push(Session::single(start_us, message, output, self.class(line, number as u64)));
             }
         }
         Ok(Script { sessions, has_template: false })
+    }
+
+    /// The first block may be a system prompt that many share.
+    fn class(&self, line: &Line, number: u64) -> Class {
+        let own = line.hash_ids.get(1).copied().unwrap_or(number);
+        let is_interactive = Rng::new(mix(own, 0xC1A5)).unit() < self.interactive_share;
+        if is_interactive { Class::Interactive } else { Class::Standard }
     }
 
     /// One piece per id. Ids are given in order of first use, so neighbours come from the same content.
