@@ -271,6 +271,7 @@ impl Exchange {
             stay.told(Told {
                 prompt: usage.map_or(note.prompt, |usage| Tokens(usage.prompt_tokens)),
                 cached: usage.and_then(|usage| usage.cached_tokens).map_or(note.hit, Tokens),
+                believed: note.hit,
                 generated: Tokens(usage.map_or(note.events, |usage| usage.completion_tokens)),
             });
         }

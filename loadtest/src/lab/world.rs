@@ -8,8 +8,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use tidegate::base::{Mono, PodId, Rng};
+use tidegate::base::{self, Mono, PodId, Rng};
 use tidegate::disagg::Got;
+use tidegate::flow::sessions;
 use tidegate::pods::{Outcome, Reading};
 use tidegate::sim::engine::{Event as EngineEvent, EventKind, Job, Prompt};
 
@@ -420,8 +421,12 @@ impl<'a> World<'a> {
             };
             let (pool, piece) = (self.pool, flight.answer.told());
             let has_reasoning = flight.answer.reasoning > 0;
-            let known = Told { cached: told.cached.or(Some(record.believed)), ..told };
-            passed = flight.has_usage.then_some(known);
+            passed = flight.has_usage.then_some(sessions::Told {
+                prompt: base::Tokens(told.prompt),
+                cached: base::Tokens(told.cached.unwrap_or(record.believed)),
+                believed: base::Tokens(record.believed),
+                generated: base::Tokens(told.completion),
+            });
             trial.settled(self.now, flight.has_usage.then_some(told), has_reasoning, || render::text(pool, &piece));
         }
         self.promise_kept_or_not(number);

@@ -108,6 +108,8 @@ pub struct Told {
     pub prompt: Tokens,
     /// Of these, not computed.
     pub cached: Tokens,
+    /// Of these, known to have come through this gate before.
+    pub believed: Tokens,
     /// Tokens of the answer.
     pub generated: Tokens,
 }

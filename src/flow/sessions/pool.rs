@@ -38,6 +38,12 @@ const ROOMY: f64 = 0.6;
 const USUAL_WEIGHT: f64 = 0.2;
 const USUAL_MAX: f64 = 0.5;
 
+/// What a session's first prompt shares with others. What is cached and did not come through this gate is its own: it began before the
+/// gate did.
+fn shared(told: &Told) -> u64 {
+    told.cached.0.min(told.believed.0).min(told.prompt.0)
+}
+
 #[derive(Debug, Default)]
 struct Group {
     weight: f64,
@@ -324,7 +330,7 @@ impl Pool {
                 habits.saved.add(now, again_s);
             }
             if session.turns == 0 && told.prompt.0 > 0 {
-                habits.shared.see((told.cached.0 as f64 / told.prompt.0 as f64).min(1.0));
+                habits.shared.see(shared(told) as f64 / told.prompt.0 as f64);
             }
             // Of a short prompt the template counts, and images are no blocks.
             if session.blocks >= STRIDE {
@@ -338,7 +344,7 @@ impl Pool {
             session.was_cut = told.is_none();
             let Some(told) = &told else { return };
             if session.turns == 0 {
-                session.shared = told.cached.0.min(told.prompt.0);
+                session.shared = shared(told);
             }
             session.turns += 1;
             session.context = told.prompt.0 + told.generated.0;

@@ -42,6 +42,8 @@ struct World {
     granted: Vec<TicketId>,
     /// Part of what should be cached that is.
     found: f64,
+    /// Most of a prompt that the gate knows to be cached.
+    known: u64,
 }
 
 impl World {
@@ -49,7 +51,15 @@ impl World {
         let mut sessions = Sessions::new(SessionSettings::default(), Classes::default());
         let crew = Crew { capacity: Tokens(CAPACITY), pods: 1.0 };
         sessions.on(Mono(1), Event::Pods("m".into(), crew));
-        Self { sessions, now: Mono(1_000_000), tickets: 0, refused: BTreeMap::new(), granted: vec![], found: 1.0 }
+        Self {
+            sessions,
+            now: Mono(1_000_000),
+            tickets: 0,
+            refused: BTreeMap::new(),
+            granted: vec![],
+            found: 1.0,
+            known: u64::MAX,
+        }
     }
 
     fn on(&mut self, event: Event<'_>) {
@@ -88,7 +98,12 @@ impl World {
         let prompt = talk.blocks as u64 * 64;
         self.on(Event::Over(
             ticket,
-            Some(Told { prompt: Tokens(prompt), cached: Tokens(cached), generated: Tokens(64) }),
+            Some(Told {
+                prompt: Tokens(prompt),
+                cached: Tokens(cached),
+                believed: Tokens(cached.min(self.known)),
+                generated: Tokens(64),
+            }),
         ));
         talk.cached = prompt;
         talk.blocks = if talk.blocks < 700 { talk.blocks + 17 } else { talk.blocks };
@@ -126,6 +141,17 @@ fn full() -> (World, Vec<Talk>) {
     let mut talks: Vec<Talk> = (0..20).map(|number| Talk::new(number, 640)).collect();
     world.warm(&mut talks, 4);
     (world, talks)
+}
+
+#[test]
+fn sessions_that_began_before_the_gate_did_fill_the_caches_as_others_do() {
+    let mut world = World::new();
+    let began = |number| Talk { cached: 639 * 64, ..Talk::new(number, 640) };
+    let mut talks: Vec<Talk> = (0..20).map(began).collect();
+    world.known = 512;
+    world.warm(&mut talks, 4);
+    let late = world.ask(&Talk::new(100, 640));
+    assert!(!world.is_granted(late), "{:?}", world.sessions.census().next());
 }
 
 #[test]

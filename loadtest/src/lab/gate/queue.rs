@@ -10,7 +10,7 @@ use tidegate::pods::{Fleet, Leave, Pod, Reading, Role};
 use tidegate::proxy::room_of;
 use tidegate::scheduling::Latency;
 
-use super::{Asked, Choice, MODEL, Part, Replica, Told};
+use super::{Asked, Choice, MODEL, Part, Replica};
 use crate::lab::script::Class;
 
 /// What a request asks of the queue, beside where it may go.
@@ -85,12 +85,7 @@ impl Replica {
     }
 
     /// A request is over, or was refused.
-    pub(crate) fn leaves(&mut self, now: Mono, number: u64, told: Option<Told>) -> Vec<sessions::Effect> {
-        let told = told.map(|told| sessions::Told {
-            prompt: Tokens(told.prompt),
-            cached: Tokens(told.cached.unwrap_or(0)),
-            generated: Tokens(told.completion),
-        });
+    pub(crate) fn leaves(&mut self, now: Mono, number: u64, told: Option<sessions::Told>) -> Vec<sessions::Effect> {
         let event = sessions::Event::Over(TicketId(number), told);
         self.sessions.as_mut().map_or_else(Vec::new, |sessions| sessions.on(now, event))
     }
@@ -118,7 +113,7 @@ impl Replica {
             return Vec::new();
         };
         let preemptions = reading.preemptions.unwrap_or(0);
-        self.on(now, Event::Read(pod, EngineState { running, waiting, preemptions }))
+        self.on(now, Event::Read(pod, EngineState { running, waiting, preemptions, taken: reading.taken }))
     }
 
     /// Prefills wait here for room on a pod.

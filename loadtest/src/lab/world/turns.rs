@@ -6,7 +6,7 @@ use tidegate::flow::sessions;
 use tidegate::sim::engine::Prompt;
 
 use super::{Happening, World};
-use crate::lab::gate::{Choice, Replica, Terms, Told};
+use crate::lab::gate::{Choice, Replica, Terms};
 use crate::lab::record::End;
 
 /// Where a request is to go once it is its turn.
@@ -78,7 +78,7 @@ impl World<'_> {
     }
 
     /// A request is over for its session; `told` is what its pod said.
-    pub(super) fn leave(&mut self, number: usize, told: Option<Told>) {
+    pub(super) fn leave(&mut self, number: usize, told: Option<sessions::Told>) {
         let Some(flight) = self.flights.get(number) else { return };
         let gate = flight.gate;
         let effects = self.gates.get_mut(gate as usize).map(|replica| replica.leaves(self.now, number as u64, told));
