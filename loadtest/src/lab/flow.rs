@@ -152,7 +152,7 @@ fn show(runs: &Runs<'_>, capacity: f64, report: &mut Report) {
     }
     for (way, load) in OVERLOADS.map(|load| ("queue", load)) {
         let tenants = runs.mean(way, load, |one| one.service.backlogged.len() as f64);
-        if tenants > 1.0 {
+        if tenants > 0.0 {
             let even = runs.mean(way, load, |one| jain(one.service.backlogged.values()));
             let gap = runs.mean(way, load, |one| one.service.gap_s / one.service.largest_s.max(1e-9));
             report.say(format!(

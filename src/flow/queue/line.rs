@@ -2,7 +2,7 @@
 //!
 //! Tenants get the same service, times their weight, measured in cost (start-time fair queueing, Goyal 1996): each tenant that has
 //! work has a start tag, the lowest is next, and what it is served adds cost ÷ weight to its tag. Inside a tenant the earliest
-//! deadline goes first; while most come too late anyway, the cheapest. All in whole microseconds, so that two runs agree.
+//! deadline goes first; while much of what it asks comes too late anyway, the cheapest. All in whole microseconds, so that two runs agree.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -63,6 +63,9 @@ struct Tenant {
     by_deadline: BTreeMap<(u64, u64), TicketId>,
     /// By cost, then by arrival; only kept while the order is that.
     by_cost: BTreeMap<(u64, u64), TicketId>,
+    /// Part of its dispatches that were late, and whether its cheapest goes first because of that.
+    late: f64,
+    is_shortest_first: bool,
     start: u64,
     /// What waits costs \[microseconds\], and the same ÷ weight.
     cost_us: u64,
@@ -81,8 +84,6 @@ pub(super) struct Line {
     /// By arrival.
     by_age: BTreeMap<u64, TicketId>,
     virtual_time: u64,
-    late: f64,
-    is_shortest_first: bool,
     cost_us: u64,
     /// Most that one was charged since nobody waited \[microseconds ÷ weight\].
     largest_us: u64,
@@ -102,8 +103,8 @@ pub(super) enum Unit {
 
 impl Tenant {
     /// Its tickets in the order in which they go.
-    fn in_turn(&self, is_shortest_first: bool) -> impl Iterator<Item = &TicketId> {
-        if is_shortest_first { self.by_cost.values() } else { self.by_deadline.values() }
+    fn in_turn(&self) -> impl Iterator<Item = &TicketId> {
+        if self.is_shortest_first { self.by_cost.values() } else { self.by_deadline.values() }
     }
 }
 
@@ -160,7 +161,7 @@ impl Line {
         tenant.by_deadline.insert((wish.deadline.0, waiting.number), ticket);
         tenant.cost_us += wish.cost_us;
         tenant.share_us += wish.share_us(wish.cost_us);
-        if self.is_shortest_first {
+        if tenant.is_shortest_first {
             tenant.by_cost.insert((wish.cost_us, waiting.number), ticket);
         }
         self.by_age.insert(waiting.number, ticket);
@@ -170,7 +171,7 @@ impl Line {
     /// The one whose turn it is.
     pub(super) fn head(&self) -> Option<&Waiting> {
         let tenant = self.tenants.get(&self.starts.first()?.1)?;
-        self.waiting.get(tenant.in_turn(self.is_shortest_first).next()?)
+        self.waiting.get(tenant.in_turn().next()?)
     }
 
     /// The one that is due last: the latest deadline of the tenant whose turn comes last.
@@ -229,7 +230,7 @@ impl Line {
         let served = self.remove(ticket)?;
         let wish = &served.wish;
         self.charge(&wish.tenant, wish.share_us(wish.cost_us));
-        self.note_lateness(now > wish.deadline);
+        self.note_lateness(&wish.tenant, now > wish.deadline);
         Some(served)
     }
 
@@ -243,9 +244,8 @@ impl Line {
     /// In the order of their turns, with the start tags of their tenants: no more than a window of each tenant.
     pub(super) fn in_turn(&self) -> impl Iterator<Item = (u64, &Waiting)> {
         let tenants = self.starts.iter().filter_map(|(start, name)| Some((*start, self.tenants.get(name)?)));
-        let tickets = tenants.flat_map(|(start, tenant)| {
-            tenant.in_turn(self.is_shortest_first).take(WINDOW).map(move |ticket| (start, ticket))
-        });
+        let tickets =
+            tenants.flat_map(|(start, tenant)| tenant.in_turn().take(WINDOW).map(move |ticket| (start, ticket)));
         tickets.filter_map(|(start, ticket)| Some((start, self.waiting.get(ticket)?)))
     }
 
@@ -259,8 +259,8 @@ impl Line {
     pub(super) fn skip_before(&mut self, ticket: TicketId, pod: PodId, now: Mono) {
         let Some(name) = self.waiting.get(&ticket).map(|taken| Arc::clone(&taken.wish.tenant)) else { return };
         let before = self.starts.iter().map(|(_, name)| name).take_while(|other| **other != name).take(WINDOW);
-        let heads = before.filter_map(|other| self.tenants.get(other)?.in_turn(self.is_shortest_first).next().copied());
-        let own = self.tenants.get(&name).into_iter().flat_map(|tenant| tenant.in_turn(self.is_shortest_first));
+        let heads = before.filter_map(|other| self.tenants.get(other)?.in_turn().next().copied());
+        let own = self.tenants.get(&name).into_iter().flat_map(Tenant::in_turn);
         let own = own.copied().take_while(|other| *other != ticket).take(WINDOW);
         let passed: Vec<TicketId> = heads.chain(own).collect();
         for other in passed {
@@ -318,22 +318,19 @@ impl Line {
         }
     }
 
-    fn note_lateness(&mut self, is_late: bool) {
-        self.late += LATE_GAIN * (f64::from(u8::from(is_late)) - self.late);
-        let was = self.is_shortest_first;
-        self.is_shortest_first = self.late > if was { LATE.1 } else { LATE.0 };
-        if was == self.is_shortest_first {
+    /// Of a tenant that still has work: most of what it asks comes too late, whoever else is served in time.
+    fn note_lateness(&mut self, name: &Arc<str>, is_late: bool) {
+        let Some(tenant) = self.tenants.get_mut(name) else { return };
+        tenant.late += LATE_GAIN * (f64::from(u8::from(is_late)) - tenant.late);
+        let was = tenant.is_shortest_first;
+        tenant.is_shortest_first = tenant.late > if was { LATE.1 } else { LATE.0 };
+        if was == tenant.is_shortest_first {
             return;
         }
-        for tenant in self.tenants.values_mut() {
-            tenant.by_cost.clear();
-        }
-        if self.is_shortest_first {
-            for (ticket, waiting) in &self.waiting {
-                if let Some(tenant) = self.tenants.get_mut(&waiting.wish.tenant) {
-                    tenant.by_cost.insert((waiting.wish.cost_us, waiting.number), *ticket);
-                }
-            }
+        tenant.by_cost.clear();
+        if tenant.is_shortest_first {
+            let waiting = tenant.by_deadline.values().filter_map(|ticket| self.waiting.get(ticket));
+            tenant.by_cost.extend(waiting.map(|one| ((one.wish.cost_us, one.number), one.wish.ticket)));
         }
     }
 

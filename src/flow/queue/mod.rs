@@ -200,12 +200,18 @@ impl Queue {
         }
         let ticket = wish.ticket;
         let looks: Vec<PodId> = wish.places.iter().map(|spot| spot.pod).collect();
+        let line = self.lanes.get(&lane).and_then(|lines| lines.line(wish.class));
+        let (ahead_us, all_us) = line.map_or((0, 0), |line| (line.ahead_us(&wish), line.cost_us()));
         let opens_us = wish.best().map_or(0, |pod| {
             let wait_s = rooms.room(pod, now).map_or(0.0, |room| room.wait_s);
             let held = self.yard.held(pod);
-            (wait_s * 1e6) as u64 + if wish.class == Class::Interactive { held.first_us } else { held.all_us }
+            // Of its own class only what goes before it: not all that a tenant has waiting who asks for more than his share.
+            let part = (ahead_us as f64 / all_us.max(1) as f64).min(1.0);
+            let others_us = if wish.class == Class::Interactive { 0.0 } else { held.first_us as f64 };
+            let class_us = if wish.class == Class::Interactive { held.first_us } else { held.all_us - held.first_us };
+            (wait_s * 1e6 + others_us + part * class_us as f64) as u64
         });
-        let others = self.enqueue(now, lane, wish, opens_us);
+        let others = self.enqueue(now, lane, wish, opens_us, ahead_us);
         for pod in looks.into_iter().chain(others) {
             if !matches!(self.places.get(&ticket), Some(Place::Waits(..))) {
                 break;
@@ -265,7 +271,7 @@ impl Queue {
     }
 
     /// Puts it into its line; pods beside its best ones that it may look at.
-    fn enqueue(&mut self, now: Mono, lane: Lane, wish: Wish, opens_us: u64) -> Vec<PodId> {
+    fn enqueue(&mut self, now: Mono, lane: Lane, wish: Wish, opens_us: u64, ahead_us: u64) -> Vec<PodId> {
         self.numbers += 1;
         let patience_us = wish.slack().mul_f64(SKIP_SHARE).as_micros() as u64;
         let (ticket, class) = (wish.ticket, wish.class);
@@ -273,7 +279,7 @@ impl Queue {
         let check = wish.check_at(now, now, last);
         self.timers.insert((check, Timer::Ticket(ticket)));
         let lines = self.lanes.entry(lane.clone()).or_insert_with(|| Lines::of(lane.bound.map(|bound| bound.pod)));
-        let mark = lines.served_us(class) + lines.line(class).map_or(0, |line| line.ahead_us(&wish));
+        let mark = lines.served_us(class) + ahead_us;
         let held = self.yard.hold(&wish);
         self.effects.extend(held.map(|(pod, _)| Effect::Holds(pod, self.yard.held(pod))));
         let (number, shut) = (self.numbers, self.shut.take());

@@ -236,6 +236,31 @@ fn a_flood_of_one_tenant_costs_the_others_nothing() {
 }
 
 #[test]
+fn a_tenant_whose_costs_are_hard_to_tell_is_served_as_much_as_one_whose_are_not() {
+    let mut world = World::new(queue(1));
+    let of = |number: u64, tenant: &str, now| Wish {
+        tenant: tenant.into(),
+        kv: Tokens(900),
+        deadline: Mono(1 << 40),
+        ..wish(number, Class::Standard, now)
+    };
+    (0..300).for_each(|number| world.ask(of(number, "plain", world.now)));
+    (300..600).for_each(|number| world.ask(of(number, "other", world.now)));
+    let mut served = [0_i64; 2];
+    for ended in 0..300 {
+        let (ticket, _) = world.granted[ended];
+        let really = if ticket.0 < 300 { 100_000 } else { 20_000 + 160_000 * (ticket.0 % 2) };
+        served[usize::from(ticket.0 >= 300)] += really.cast_signed();
+        let pod = world.running.remove(&ticket).unwrap();
+        world.fleet.end(pod, ticket);
+        world.on(Event::Over(ticket, Some(really)));
+        world.pass(Duration::from_millis(100));
+    }
+    // One that is under way may be unknown to either, and what went before anybody waited was not charged.
+    assert!((served[0] - served[1]).abs() <= 20 * 100_000, "{served:?}");
+}
+
+#[test]
 fn a_tenant_is_not_refused_for_what_another_has_waiting() {
     let mut world = World::new(queue(1));
     let of =

@@ -311,3 +311,43 @@ fn a_long_prefill_does_not_pass_one_of_the_first_class_that_waits_for_the_queue(
     world.pass(Duration::from_secs(4));
     assert_eq!(world.order()[6..], [20, 21]);
 }
+
+#[test]
+fn a_tenant_that_is_served_in_time_is_served_in_order_however_late_others_are() {
+    let mut world = World::new(queue(1));
+    let of = |number: u64, tenant: &str, due_s: u64, cost_us, now: Mono| Wish {
+        tenant: tenant.into(),
+        kv: Tokens(9_900),
+        deadline: now.after(Duration::from_secs(due_s)),
+        cost_us,
+        ..wish(number, Class::Standard, now)
+    };
+    (0..60).for_each(|number| world.ask(of(number, "flood", 1, 200_000 - number, world.now)));
+    world.pass(Duration::from_secs(5));
+    (0..30).for_each(|_| world.end(world.granted.last().unwrap().0));
+    let flood = world.order().split_off(25);
+    assert!(flood.is_sorted_by(|a, b| a > b), "the cheapest of who is late go first: {flood:?}");
+    world.ask(of(100, "other", 50, 1_000_000, world.now));
+    (101..110).for_each(|number| world.ask(of(number, "other", 60, 50_000, world.now)));
+    (0..3).for_each(|_| world.end(world.granted.last().unwrap().0));
+    let first = world.order().into_iter().find(|number| *number >= 100);
+    assert_eq!(first, Some(100), "{:?}", world.order());
+}
+
+#[test]
+fn a_light_tenant_does_not_wait_for_a_pod_that_a_flood_waits_for() {
+    let mut world = World::new(queue(2));
+    let of = |number: u64, tenant: &str, now| Wish {
+        tenant: tenant.into(),
+        kv: Tokens(4_400),
+        places: vec![spot(0, 100_000, 0), spot(1, 200_000, 100_000)],
+        ..wish(number, Class::Standard, now)
+    };
+    (0..100).for_each(|number| world.ask(of(number, "flood", world.now)));
+    world.ask(of(200, "other", world.now));
+    world.pass(Duration::from_millis(600));
+    // One more runs there, so it takes nobody who would rather wait.
+    let there = world.running.iter().find(|(_, pod)| **pod == PodId(1)).map(|(ticket, _)| *ticket);
+    world.end(there.unwrap());
+    assert!(world.order().contains(&200), "{:?}", world.order());
+}
