@@ -258,7 +258,7 @@ impl Waitroom {
         let Some(reading) = reading.as_ref() else { return };
         if let Some((running, waiting)) = reading.running.zip(reading.waiting) {
             let preemptions = reading.preemptions.unwrap_or(0);
-            self.on(gate, Event::Read(pod.id, EngineState { running, waiting, preemptions }));
+            self.on(gate, Event::Read(pod.id, EngineState { running, waiting, preemptions, taken: reading.taken }));
         }
     }
 

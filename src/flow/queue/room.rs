@@ -168,6 +168,8 @@ pub struct EngineState {
     pub waiting: u32,
     /// Preemptions since it started.
     pub preemptions: u64,
+    /// When that was so.
+    pub taken: Mono,
 }
 
 impl Default for Valve {
@@ -278,6 +280,10 @@ impl Valve {
 
     /// Takes a reading; `room` is what the gate itself knows of that moment.
     pub(super) fn read(&mut self, now: Mono, engine: EngineState, room: &Room) {
+        // It answered so late that what is done by now cannot be judged by it: to steer by it would be to overshoot.
+        if now.since(engine.taken) > FRESH {
+            return;
+        }
         let before = self.preemptions.replace(engine.preemptions);
         // A counter that fell is another process.
         let preempted = before.is_some_and(|before| engine.preemptions > before);
@@ -360,7 +366,7 @@ mod tests {
             let room = Room { requests, wait_s, capacity: f64::INFINITY, ..BUSY };
             valve.try_open(Mono(1), &room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
         };
-        let told = |running, waiting| EngineState { running, waiting, preemptions: 0 };
+        let told = |running, waiting| EngineState { running, waiting, preemptions: 0, taken: Mono(1) };
         valve.read(Mono(1), told(4, 3), &Room { requests: 7, ..BUSY });
         assert!(open(&mut valve, 4, 0.0) && !open(&mut valve, 5, 0.0), "four run, one may wait");
         valve.read(Mono(1), told(4, 1), &Room { requests: 5, ..BUSY });
@@ -388,6 +394,9 @@ mod tests {
             valve.read(Mono(1), told(3, 0), &BUSY);
         }
         assert!(open(&mut valve, 3, 1.9), "one that is shut while nothing waits opens");
+        let late = Mono(1).after(FRESH * 2);
+        (0..30).for_each(|_| valve.read(late, told(1, 9), &BUSY));
+        assert!(open(&mut valve, 3, 1.9), "what was so long ago says nothing");
     }
 
     #[test]
@@ -422,7 +431,7 @@ mod tests {
         };
         assert!(fits(&mut valve, 100));
         for preemptions in [0, 5, 9] {
-            valve.read(Mono(1), EngineState { running: 3, waiting: 0, preemptions }, &BUSY);
+            valve.read(Mono(1), EngineState { running: 3, waiting: 0, preemptions, taken: Mono(1) }, &BUSY);
         }
         assert!(!fits(&mut valve, 50) && fits(&mut valve, 30));
     }
