@@ -15,6 +15,7 @@ use std::time::Duration;
 use kit::line::Line;
 use kit::wire::connect;
 use kit::{Answer, Gate, chat, post, request};
+use tidegate::base::Rng;
 use tidegate::sim::engine::EngineSettings;
 use tidegate::sim::http::{Fault, Fleet, Rule, Script, SimConfig};
 use tokio::io::AsyncWriteExt;
@@ -100,6 +101,45 @@ async fn who_leaves_while_waiting_is_never_sent() {
     for sent in fleet.pods[0].served() {
         let body = String::from_utf8_lossy(&sent.body.unwrap()).into_owned();
         assert!((0..6).any(|number| body.contains(&format!("number {number} of"))), "{body}");
+    }
+    gate.finish().await;
+}
+
+/// Whoever is called and leaves in the same moment gives his turn back, whichever was first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_as_his_turn_comes_gives_it_back() {
+    const SEED: u64 = 7;
+    println!("seed {SEED}");
+    let engine = EngineSettings { sequences_max: 2, ..EngineSettings::default() };
+    let (gate, fleet) = Gate::with_pods(1, SimConfig { engine, speed: 50.0, ..SimConfig::default() }, "").await;
+    let addr = gate.addr();
+    for round in 0..8 {
+        let stays = ask_all(addr, 8, 4);
+        let leaves = (0..40_u64).map(|number| {
+            // Time in which turns come and go, told apart by what the scheduler does meanwhile.
+            let steps = Rng::new(SEED + 100 * round + number).below(3_000);
+            tokio::spawn(async move {
+                let mut line = connect(addr).await;
+                let body = chat("sim", &format!("round {round}, one of {number}"), true, 4);
+                line.write_all(&request(CHAT, "", &body)).await.unwrap();
+                for _ in 0..steps {
+                    tokio::task::yield_now().await;
+                }
+            })
+        });
+        for one in leaves.collect::<Vec<_>>() {
+            one.await.unwrap();
+        }
+        for one in stays {
+            let answer = one.await.unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    }
+    assert!(gate.metric("tidegate_queue_total{outcome=\"left\"}").await > 0.0, "some left while they waited");
+    gate.eventually("all gone", || running(&fleet) == 0).await;
+    // Had one turn been lost, there would be room for nobody.
+    for one in ask_all(addr, 4, 4) {
+        assert_eq!(one.await.unwrap().status, 200);
     }
     gate.finish().await;
 }

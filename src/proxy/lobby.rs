@@ -82,6 +82,11 @@ impl Lobby {
         self.on(Event::Tick);
     }
 
+    /// Requests that wait or were let go and are not over.
+    pub fn tickets(&self) -> usize {
+        self.inner.lock().sessions.tickets()
+    }
+
     /// What there is, by model.
     pub fn census(&self) -> Vec<(ModelName, Census)> {
         let inner = self.inner.lock();

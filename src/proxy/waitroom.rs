@@ -262,6 +262,11 @@ impl Waitroom {
         }
     }
 
+    /// Requests that wait or were let go and are not over.
+    pub fn tickets(&self) -> usize {
+        self.inner.lock().queue.tickets()
+    }
+
     /// What waits, by pool and class.
     pub fn backlogs(&self) -> Vec<(Pool, Class, Backlog)> {
         let inner = self.inner.lock();

@@ -130,6 +130,7 @@ impl Gate {
             });
             loads
                 && gate.metrics.body_held.value() == 0
+                && gate.waitroom.tickets() + gate.lobby.tickets() == 0
                 && gate.metrics.models().iter().all(|model| model.in_flight.value() == 0)
         };
         self.eventually("nothing in flight", idle).await;

@@ -159,6 +159,11 @@ impl Queue {
 
     /// Tickets that wait.
     pub fn waiting(&self) -> u64 {
+    /// Tickets that wait or were let go and are not over.
+    pub fn tickets(&self) -> usize {
+        self.places.len()
+    }
+
         self.lanes.values().flat_map(|lines| &lines.by_class).map(|line| line.len() as u64).sum()
     }
 

@@ -239,6 +239,11 @@ impl Sessions {
         timeout.into_iter().chain(cold).min()
     }
 
+    /// Requests that wait or were let go and are not over.
+    pub fn tickets(&self) -> usize {
+        self.tickets.len()
+    }
+
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
         self.timers.len()
