@@ -257,8 +257,8 @@ impl Waitroom {
         let reading = pod.reading.load();
         let Some(reading) = reading.as_ref() else { return };
         if let Some((running, waiting)) = reading.running.zip(reading.waiting) {
-            let preemptions = reading.preemptions.unwrap_or(0);
-            self.on(gate, Event::Read(pod.id, EngineState { running, waiting, preemptions, taken: reading.taken }));
+            let (preemptions, generated, taken) = (reading.preemptions.unwrap_or(0), reading.generated, reading.taken);
+            self.on(gate, Event::Read(pod.id, EngineState { running, waiting, preemptions, generated, taken }));
         }
     }
 

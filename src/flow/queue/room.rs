@@ -39,6 +39,8 @@ const WINDOW: (f64, f64) = (2.0, 1_024.0);
 const DRY_MAX: u32 = 4;
 /// Once it is known how many requests a pod takes, readings no older than this say more than first tokens do.
 const FRESH: Duration = Duration::from_secs(1);
+/// Steps between two readings that show that an engine takes no more.
+const STUCK_STEPS: u64 = 2;
 /// Queued prefill that explains no waiting \[seconds\].
 const SHORT_S: f64 = 0.1;
 
@@ -139,7 +141,7 @@ pub(super) struct Valve {
     /// Requests that it takes, once it was seen that it runs no more: as many as leave one waiting there. What ran at the last reading,
     /// and when that was.
     slots: Option<u32>,
-    ran: Option<u32>,
+    ran: Option<EngineState>,
     read_at: Mono,
     /// More than one waited there at that reading; and readings since it was shut at which nobody did.
     is_ahead: bool,
@@ -168,8 +170,19 @@ pub struct EngineState {
     pub waiting: u32,
     /// Preemptions since it started.
     pub preemptions: u64,
+    /// Tokens generated since it started, if it tells.
+    pub generated: Option<u64>,
     /// When that was so.
     pub taken: Mono,
+}
+
+impl EngineState {
+    /// Whether as many ran before as now and some waited all the time, through whole steps: it would have taken one of them.
+    fn is_stuck_since(&self, before: &Self) -> bool {
+        let steps = |(now, then): (u64, u64)| now.saturating_sub(then) >= STUCK_STEPS * u64::from(self.running);
+        let went_on = self.generated.zip(before.generated).is_none_or(steps);
+        before.running == self.running && before.waiting > 1 && went_on
+    }
 }
 
 impl Default for Valve {
@@ -289,7 +302,7 @@ impl Valve {
         let preempted = before.is_some_and(|before| engine.preemptions > before);
         self.fill = if preempted { (self.fill - FILL_CUT).max(FILL_MIN) } else { (self.fill + FILL_RAISE).min(1.0) };
         let was_shut = std::mem::take(&mut self.was_shut);
-        let is_steady = self.ran.replace(engine.running) == Some(engine.running);
+        let is_steady = self.ran.replace(engine).is_some_and(|before| engine.is_stuck_since(&before));
         if engine.waiting > 1 {
             let is_short = room.wait_s <= SHORT_S || is_steady && room.wait_s <= room.full_step_s;
             if is_short && !preempted {
@@ -366,7 +379,7 @@ mod tests {
             let room = Room { requests, wait_s, capacity: f64::INFINITY, ..BUSY };
             valve.try_open(Mono(1), &room, &Promised::default(), 0.5, Tokens(1), 0.95).is_ok()
         };
-        let told = |running, waiting| EngineState { running, waiting, preemptions: 0, taken: Mono(1) };
+        let told = |running, waiting| EngineState { running, waiting, preemptions: 0, generated: None, taken: Mono(1) };
         valve.read(Mono(1), told(4, 3), &Room { requests: 7, ..BUSY });
         assert!(open(&mut valve, 4, 0.0) && !open(&mut valve, 5, 0.0), "four run, one may wait");
         valve.read(Mono(1), told(4, 1), &Room { requests: 5, ..BUSY });
@@ -394,9 +407,17 @@ mod tests {
             valve.read(Mono(1), told(3, 0), &BUSY);
         }
         assert!(open(&mut valve, 3, 1.9), "one that is shut while nothing waits opens");
+        let mut valve = Valve::default();
+        let busy = Room { wait_s: 0.3, ..BUSY };
+        let at = |generated| EngineState { generated: Some(generated), ..told(4, 2) };
+        [100, 107].iter().for_each(|generated| valve.read(Mono(1), at(*generated), &busy));
+        assert!(open(&mut valve, 9, 0.0), "they may have come since the last step began");
+        valve.read(Mono(1), at(115), &busy);
+        assert!(!open(&mut valve, 5, 0.0), "two steps took none of them");
+        let mut valve = Valve::default();
         let late = Mono(1).after(FRESH * 2);
         (0..30).for_each(|_| valve.read(late, told(1, 9), &BUSY));
-        assert!(open(&mut valve, 3, 1.9), "what was so long ago says nothing");
+        assert!(open(&mut valve, 3, 0.4), "what was so long ago says nothing");
     }
 
     #[test]
@@ -431,7 +452,11 @@ mod tests {
         };
         assert!(fits(&mut valve, 100));
         for preemptions in [0, 5, 9] {
-            valve.read(Mono(1), EngineState { running: 3, waiting: 0, preemptions, taken: Mono(1) }, &BUSY);
+            valve.read(
+                Mono(1),
+                EngineState { running: 3, waiting: 0, preemptions, generated: None, taken: Mono(1) },
+                &BUSY,
+            );
         }
         assert!(!fits(&mut valve, 50) && fits(&mut valve, 30));
     }

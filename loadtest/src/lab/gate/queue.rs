@@ -112,8 +112,8 @@ impl Replica {
         let Some((pod, (running, waiting))) = self.id(at).zip(reading.running.zip(reading.waiting)) else {
             return Vec::new();
         };
-        let preemptions = reading.preemptions.unwrap_or(0);
-        self.on(now, Event::Read(pod, EngineState { running, waiting, preemptions, taken: reading.taken }))
+        let (preemptions, generated, taken) = (reading.preemptions.unwrap_or(0), reading.generated, reading.taken);
+        self.on(now, Event::Read(pod, EngineState { running, waiting, preemptions, generated, taken }))
     }
 
     /// Prefills wait here for room on a pod.

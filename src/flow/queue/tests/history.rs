@@ -82,7 +82,10 @@ impl History {
             self.world.fleet.down.insert(pod);
         }
         let (running, waiting) = (self.rng.below(9) as u32, self.rng.below(4) as u32);
-        self.world.on(Event::Read(pod, EngineState { running, waiting, preemptions: 0, taken: self.world.now }));
+        self.world.on(Event::Read(
+            pod,
+            EngineState { running, waiting, preemptions: 0, generated: None, taken: self.world.now },
+        ));
     }
 
     fn step(&mut self) {
