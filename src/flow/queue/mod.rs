@@ -63,6 +63,8 @@ struct Granted {
     weight: f64,
     pod: PodId,
     cost_us: u64,
+    /// When its first token is too late, if that was promised and it waited.
+    due: Option<Mono>,
     wait_s: f64,
     kv: Tokens,
     /// Its tenant was charged.
@@ -157,13 +159,13 @@ impl Queue {
         self.lanes.keys().filter(|lane| lane.bound.is_none()).map(|lane| &lane.pool)
     }
 
-    /// Tickets that wait.
-    pub fn waiting(&self) -> u64 {
     /// Tickets that wait or were let go and are not over.
     pub fn tickets(&self) -> usize {
         self.places.len()
     }
 
+    /// Tickets that wait.
+    pub fn waiting(&self) -> u64 {
         self.lanes.values().flat_map(|lines| &lines.by_class).map(|line| line.len() as u64).sum()
     }
 
@@ -403,6 +405,7 @@ impl Queue {
             weight: wish.weight,
             pod,
             cost_us: wish.cost_us,
+            due: waited.filter(|_| wish.is_promised).map(|_| wish.deadline),
             wait_s,
             kv: wish.kv,
             is_charged: waited.is_some(),
@@ -435,6 +438,9 @@ impl Queue {
             self.yard.long_ended(&granted.lane.pool, granted.pod);
         }
         let pod = granted.pod;
+        if let Some((lines, due)) = self.lanes.get_mut(&granted.lane).zip(granted.due) {
+            lines.note_first(granted.class, now > due);
+        }
         if let Some(room) = rooms.room(pod, now) {
             self.yard.answered(now, pod, &room);
         }

@@ -8,8 +8,6 @@ use super::{Effect, Key, Line};
 use crate::base::{Mono, Rng};
 use crate::flow::{Reason, Refusal, TicketId};
 
-/// A wait that begins is taken to be so much longer than predicted: better refused at once than at half of the time.
-const MARGIN: f64 = 1.25;
 /// The look at half of a ticket's time may be late by so much.
 const LATE_LOOK: Duration = Duration::from_millis(10);
 /// Bounds of a `Retry-After` \[seconds\].
@@ -20,14 +18,15 @@ impl Queue {
     pub(super) fn objection(&mut self, now: Mono, lane: &Lane, wish: &Wish) -> Option<Refusal> {
         let limits = self.yard.classes.of(wish.class);
         loop {
-            let (mut wait_s, mut is_first) = (0.0, true);
+            let (mut wait_s, mut is_first, mut caution) = (0.0, true, 1.0);
             if let Some(lines) = self.lanes.get(lane) {
                 let ahead_us = lines.line(wish.class).map_or(0, |line| line.ahead_us(wish));
-                (wait_s, is_first) = (lines.time_for(wish.class, ahead_us, now, &self.yard.classes), ahead_us == 0);
+                wait_s = lines.time_for(wish.class, ahead_us, now, &self.yard.classes);
+                (is_first, caution) = (ahead_us == 0, lines.caution(wish.class).0);
             }
             let refused = |reason| Refusal { reason, retry_after: Some(retry_after(wish.ticket, wait_s)) };
             let is_long = now.since(wish.arrived).as_secs_f64() + wait_s > limits.wait_max_s;
-            if !is_first && (self.is_hopeless(now, wish, MARGIN * wait_s) || is_long && !wish.is_again) {
+            if !is_first && (self.is_hopeless(now, wish, caution * wait_s) || is_long && !wish.is_again) {
                 return Some(refused(Reason::PredictedLate));
             }
             let (mut requests, mut bytes, mut cost_us) = (0, 0, 0);
@@ -95,7 +94,7 @@ impl Queue {
             lines.time_for(class, waiting.mark.saturating_sub(lines.served_us(class)), now, &self.yard.classes);
         // Who waited for more than half of his time has not been told to come back, and is not any more.
         let is_early = now.since(wish.arrived) <= wish.slack() / 2 + LATE_LOOK;
-        if is_early && self.is_hopeless(now, wish, left_s) {
+        if is_early && self.is_hopeless(now, wish, lines.caution(class).1 * left_s) {
             return self.refuse(now, ticket, Reason::PredictedLate);
         }
         let is_in = |pod| wish.may_use(pod) && rooms.room(pod, now).is_some();

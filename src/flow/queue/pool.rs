@@ -13,6 +13,13 @@ const PACE_LASTS_S: f64 = 10.0;
 const PACE_MIN: f64 = 1e-3;
 /// Work that one pod is taken to do before anything was measured \[seconds of cost per second\].
 const PACE_PRIOR: f64 = 0.9;
+/// A wait that begins is taken to be so much longer than predicted: better refused at once than at half of the time. The more first
+/// tokens came later than promised, the more, up to the last; and the weight of one first token.
+const CAUTION: f64 = 1.25;
+const CAUTION_BY_LATE: f64 = 8.0;
+const CAUTION_MAX: f64 = 3.0;
+const LATE_SPARED: f64 = 0.02;
+const LATE_GAIN: f64 = 0.02;
 /// Most credit that a class can save up \[microseconds of cost\].
 const CREDIT_MAX: f64 = 20e6;
 
@@ -43,6 +50,8 @@ pub(super) struct Lines {
     class_time: u64,
     /// What the floors owe a class \[microseconds of cost\].
     credits: [f64; Class::ALL.len()],
+    /// Part of promised first tokens that came late after a wait, by class.
+    late: [f64; Class::ALL.len()],
     /// Of each class, while any of it waits: what goes before it is in it.
     paces: [Pace; Class::ALL.len()],
 }
@@ -58,6 +67,7 @@ impl Lines {
             shares: Default::default(),
             class_time: 0,
             credits: Default::default(),
+            late: Default::default(),
             paces: Default::default(),
         }
     }
@@ -150,6 +160,20 @@ impl Lines {
         for (pace, line) in self.paces.iter_mut().zip(&self.by_class) {
             pace.note(!line.is_empty(), now);
         }
+    }
+
+    /// A promised first token came after a wait, in time or not.
+    pub(super) fn note_first(&mut self, class: Class, is_late: bool) {
+        if let Some(late) = self.late.get_mut(class as usize) {
+            *late += LATE_GAIN * (f64::from(u8::from(is_late)) - *late);
+        }
+    }
+
+    /// What predicted waits are multiplied by, at the beginning of a wait and later.
+    pub(super) fn caution(&self, class: Class) -> (f64, f64) {
+        let late = self.late.get(class as usize).map_or(0.0, |late| (late - LATE_SPARED).max(0.0));
+        let caution = (CAUTION + CAUTION_BY_LATE * late).min(CAUTION_MAX);
+        (caution, caution / CAUTION)
     }
 
     /// Cost that was granted to a class \[microseconds\].

@@ -351,3 +351,29 @@ fn a_light_tenant_does_not_wait_for_a_pod_that_a_flood_waits_for() {
     world.end(there.unwrap());
     assert!(world.order().contains(&200), "{:?}", world.order());
 }
+
+#[test]
+fn where_first_tokens_come_late_fewer_are_let_wait() {
+    let promised = |number: u64, now: Mono| Wish {
+        is_promised: true,
+        deadline: now.after(Duration::from_secs(8)),
+        ..large(number, 0, now)
+    };
+    let admitted = |is_late: bool| {
+        let mut world = World::new(queue(1));
+        world.ask(promised(0, world.now));
+        for number in 1..40 {
+            world.ask(promised(number, world.now));
+            world.end(TicketId(number - 1));
+            assert_eq!(world.order().last(), Some(&number));
+            let parts = if is_late { [9_000, 0] } else { [0, 9_000] };
+            world.pass(Duration::from_millis(parts[0]));
+            world.on(Event::Committed(TicketId(number)));
+            world.pass(Duration::from_millis(parts[1]));
+        }
+        (100..400).for_each(|number| world.ask(promised(number, world.now)));
+        300 - world.refused.len()
+    };
+    let (in_time, late) = (admitted(false), admitted(true));
+    assert!(in_time > 10 && (late as f64) < 0.6 * in_time as f64, "{in_time} {late}");
+}
