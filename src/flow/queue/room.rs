@@ -410,7 +410,8 @@ mod tests {
         let mut valve = Valve::default();
         let busy = Room { wait_s: 0.3, ..BUSY };
         let at = |generated| EngineState { generated: Some(generated), ..told(4, 2) };
-        [100, 107].iter().for_each(|generated| valve.read(Mono(1), at(*generated), &busy));
+        valve.read(Mono(1), at(100), &busy);
+        valve.read(Mono(1), at(107), &busy);
         assert!(open(&mut valve, 9, 0.0), "they may have come since the last step began");
         valve.read(Mono(1), at(115), &busy);
         assert!(!open(&mut valve, 5, 0.0), "two steps took none of them");
