@@ -2,7 +2,7 @@
 //!
 //! Tenants get the same service, times their weight, measured in cost (start-time fair queueing, Goyal 1996): each tenant that has
 //! work has a start tag, the lowest is next, and what it is served adds cost ÷ weight to its tag. Inside a tenant the earliest
-//! deadline goes first; while much of what it asks comes too late anyway, the cheapest. All in whole microseconds, so that two runs agree.
+//! due time goes first; while much of what it asks without a promise comes too late anyway, the cheapest. All in whole microseconds, so that two runs agree.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -19,8 +19,9 @@ pub(super) const SKIPS_MAX: u8 = 8;
 /// Shares of late dispatches at which the order inside a tenant changes, and changes back; and the weight of one dispatch.
 const LATE: (f64, f64) = (0.2, 0.1);
 const LATE_GAIN: f64 = 0.02;
-/// With more tenants, what waits of each is not looked at to predict a wait.
+/// With more tenants, what waits of each is not looked at to predict a wait; and tickets from either end that are.
 const TENANTS_SUMMED: usize = 256;
+const TICKETS_SUMMED: usize = 128;
 /// Tenants that are remembered while nothing of theirs waits.
 const RESTING_MAX: usize = 1_024;
 
@@ -32,6 +33,8 @@ pub(super) struct Waiting {
     pub(super) number: u64,
     /// When it came.
     pub(super) since: Mono,
+    /// By which those of a tenant are ordered ([`Wish::due`]).
+    pub(super) due: Mono,
     /// How often a younger one was taken before it.
     pub(super) skips: u8,
     /// Time in which its best pod will have done what is there and what is held for it \[microseconds\].
@@ -42,7 +45,7 @@ pub(super) struct Waiting {
     pub(super) shut: Option<Shut>,
     /// Longest time for which it waits for the best pod \[microseconds\].
     pub(super) patience_us: u64,
-    /// Cost that its model will have served its class and those before it when it is its turn \[microseconds\].
+    /// Cost that will have been served of its class when it is its turn, if nobody who came later goes before it \[microseconds\].
     pub(super) mark: u64,
     /// When it is looked at.
     pub(super) check: Mono,
@@ -57,12 +60,14 @@ impl Waiting {
     }
 }
 
+/// Tickets and what they cost \[microseconds\], by something and then by arrival.
+type Order = BTreeMap<(u64, u64), (TicketId, u64)>;
+
 #[derive(Debug, Default)]
 struct Tenant {
-    /// By deadline, then by arrival.
-    by_deadline: BTreeMap<(u64, u64), TicketId>,
-    /// By cost, then by arrival; only kept while the order is that.
-    by_cost: BTreeMap<(u64, u64), TicketId>,
+    by_due: Order,
+    /// Only kept while the order is that.
+    by_cost: Order,
     /// Part of its dispatches that were late, and whether its cheapest goes first because of that.
     late: f64,
     is_shortest_first: bool,
@@ -104,7 +109,24 @@ pub(super) enum Unit {
 impl Tenant {
     /// Its tickets in the order in which they go.
     fn in_turn(&self) -> impl Iterator<Item = &TicketId> {
-        if self.is_shortest_first { self.by_cost.values() } else { self.by_deadline.values() }
+        let order = if self.is_shortest_first { &self.by_cost } else { &self.by_due };
+        order.values().map(|(ticket, _)| ticket)
+    }
+
+    /// What goes before one of its tickets, or before a newcomer, by its own order \[microseconds of cost\].
+    fn before_us(&self, cost_us: u64, due: Mono, number: u64) -> u64 {
+        let (order, key) = if self.is_shortest_first { (&self.by_cost, cost_us) } else { (&self.by_due, due.0) };
+        let (mut before, mut after) = (order.range(..(key, number)), order.range((key, number)..));
+        let (mut before_us, mut after_us, mut span) = (0, 0, (key, key));
+        for _ in 0..TICKETS_SUMMED {
+            let Some(((at, _), (_, cost_us))) = before.next() else { return before_us };
+            (before_us, span.0) = (before_us + cost_us, *at);
+            let Some(((at, _), (_, cost_us))) = after.next_back() else { return self.cost_us - after_us };
+            (after_us, span.1) = (after_us + cost_us, *at);
+        }
+        // Too many: those between are taken to be spread evenly.
+        let part = (key - span.0) as f64 / (span.1 - span.0).max(1) as f64;
+        before_us + (part * (self.cost_us - before_us - after_us) as f64) as u64
     }
 }
 
@@ -121,15 +143,19 @@ impl Line {
         self.cost_us
     }
 
-    /// What is served before one more of a tenant that costs so much: all that it has waiting, and of others no more than their share
-    /// meanwhile \[microseconds\].
-    pub(super) fn ahead_us(&self, wish: &Wish) -> u64 {
-        let own = self.tenants.get(&wish.tenant).map_or(0, |tenant| tenant.share_us) + wish.share_us(wish.cost_us);
+    /// What is served before one that waits, or before a newcomer: of its tenant what goes before it, and of others no more than their
+    /// share meanwhile \[microseconds\].
+    pub(super) fn ahead_us(&self, wish: &Wish, due: Mono, number: u64) -> u64 {
+        let own = self.tenants.get(&wish.tenant);
+        let (before_us, own_us) = own.map_or((0, 0), |own| (own.before_us(wish.cost_us, due, number), own.cost_us));
+        let share_us = wish.share_us(before_us + wish.cost_us);
         if self.tenants.len() > TENANTS_SUMMED {
-            return self.cost_us.min(own.saturating_mul(self.tenants.len() as u64 + 1));
+            let others_us = self.cost_us - own_us;
+            return before_us + others_us.min(share_us.saturating_mul(self.tenants.len() as u64));
         }
-        let part = |tenant: &Tenant| (own as f64 / tenant.share_us.max(1) as f64).min(1.0) * tenant.cost_us as f64;
-        self.tenants.values().map(|tenant| part(tenant) as u64).sum()
+        let others = self.tenants.values().filter(|tenant| !own.is_some_and(|own| std::ptr::eq(own, *tenant)));
+        let part = |tenant: &Tenant| (share_us as f64 / tenant.share_us.max(1) as f64).min(1.0) * tenant.cost_us as f64;
+        before_us + others.map(|tenant| part(tenant) as u64).sum::<u64>()
     }
 
     pub(super) const fn least_kv(&self) -> u64 {
@@ -154,15 +180,15 @@ impl Line {
         self.largest_us = self.largest_us.max(wish.share_us(wish.cost_us));
         self.least_kv = self.least_kv.min(wish.kv.0);
         let tenant = self.tenants.entry(Arc::clone(&wish.tenant)).or_default();
-        if tenant.by_deadline.is_empty() {
+        if tenant.by_due.is_empty() {
             tenant.start = self.virtual_time.max(self.resting.remove(&wish.tenant).unwrap_or(0));
             self.starts.insert((tenant.start, Arc::clone(&wish.tenant)));
         }
-        tenant.by_deadline.insert((wish.deadline.0, waiting.number), ticket);
+        tenant.by_due.insert((waiting.due.0, waiting.number), (ticket, wish.cost_us));
         tenant.cost_us += wish.cost_us;
         tenant.share_us += wish.share_us(wish.cost_us);
         if tenant.is_shortest_first {
-            tenant.by_cost.insert((wish.cost_us, waiting.number), ticket);
+            tenant.by_cost.insert((wish.cost_us, waiting.number), (ticket, wish.cost_us));
         }
         self.by_age.insert(waiting.number, ticket);
         self.waiting.insert(ticket, waiting);
@@ -174,17 +200,17 @@ impl Line {
         self.waiting.get(tenant.in_turn().next()?)
     }
 
-    /// The one that is due last: the latest deadline of the tenant whose turn comes last.
+    /// The one that is due last: the latest of the tenant whose turn comes last.
     pub(super) fn last(&self) -> Option<&Waiting> {
         let tenant = self.tenants.get(&self.starts.last()?.1)?;
-        self.waiting.get(tenant.by_deadline.last_key_value()?.1)
+        self.waiting.get(&tenant.by_due.last_key_value()?.1.0)
     }
 
     /// Where there is no room for one more: the one that is due last of the tenant of which most waits, if that is more than of the
     /// newcomer's tenant with him. So a tenant may fill the line, but keeps nobody else out.
     pub(super) fn gives_way(&self, wish: &Wish, unit: Unit) -> Option<&Waiting> {
         let held = |tenant: &Tenant| match unit {
-            Unit::Requests => 1_000 * tenant.by_deadline.len() as u64 * tenant.share_us / tenant.cost_us.max(1),
+            Unit::Requests => 1_000 * tenant.by_due.len() as u64 * tenant.share_us / tenant.cost_us.max(1),
             Unit::Cost => tenant.share_us,
         };
         let own = self.tenants.get(&wish.tenant).map_or(0, held);
@@ -193,7 +219,7 @@ impl Line {
             Unit::Cost => wish.share_us(wish.cost_us),
         };
         let (name, most) = self.tenants.iter().max_by_key(|(name, tenant)| (held(tenant), *name))?;
-        let last = most.by_deadline.last_key_value().and_then(|(_, ticket)| self.waiting.get(ticket))?;
+        let last = most.by_due.last_key_value().and_then(|(_, (ticket, _))| self.waiting.get(ticket))?;
         (*name != wish.tenant && held(most) > own + more).then_some(last)
     }
 
@@ -209,11 +235,11 @@ impl Line {
         self.cost_us -= gone.wish.cost_us;
         self.bytes -= gone.wish.body_bytes;
         if let Some(tenant) = self.tenants.get_mut(&gone.wish.tenant) {
-            tenant.by_deadline.remove(&(gone.wish.deadline.0, gone.number));
+            tenant.by_due.remove(&(gone.due.0, gone.number));
             tenant.cost_us -= gone.wish.cost_us;
             tenant.share_us -= gone.wish.share_us(gone.wish.cost_us);
             tenant.by_cost.remove(&(gone.wish.cost_us, gone.number));
-            if tenant.by_deadline.is_empty() {
+            if tenant.by_due.is_empty() {
                 let start = tenant.start;
                 self.starts.remove(&(start, Arc::clone(&gone.wish.tenant)));
                 self.tenants.remove(&gone.wish.tenant);
@@ -230,7 +256,9 @@ impl Line {
         let served = self.remove(ticket)?;
         let wish = &served.wish;
         self.charge(&wish.tenant, wish.share_us(wish.cost_us));
-        self.note_lateness(&wish.tenant, now > wish.deadline);
+        if !wish.is_promised {
+            self.note_lateness(&wish.tenant, now > wish.deadline);
+        }
         Some(served)
     }
 
@@ -318,7 +346,8 @@ impl Line {
         }
     }
 
-    /// Of a tenant that still has work: most of what it asks comes too late, whoever else is served in time.
+    /// Of a tenant that still has work: most of what it asks comes too late, whoever else is served in time. Of what was promised nothing
+    /// does that is let in: to let the cheapest of it by would only make the others late.
     fn note_lateness(&mut self, name: &Arc<str>, is_late: bool) {
         let Some(tenant) = self.tenants.get_mut(name) else { return };
         tenant.late += LATE_GAIN * (f64::from(u8::from(is_late)) - tenant.late);
@@ -329,8 +358,8 @@ impl Line {
         }
         tenant.by_cost.clear();
         if tenant.is_shortest_first {
-            let waiting = tenant.by_deadline.values().filter_map(|ticket| self.waiting.get(ticket));
-            tenant.by_cost.extend(waiting.map(|one| ((one.wish.cost_us, one.number), one.wish.ticket)));
+            let waiting = tenant.by_due.iter();
+            tenant.by_cost.extend(waiting.map(|((_, number), one)| ((one.1, *number), *one)));
         }
     }
 
@@ -338,13 +367,13 @@ impl Line {
     pub(super) fn invariants(&self) -> Result<(), &'static str> {
         let costs: u64 = self.waiting.values().map(|one| one.wish.cost_us).sum();
         let bytes: u64 = self.waiting.values().map(|one| one.wish.body_bytes).sum();
-        let listed: usize = self.tenants.values().map(|tenant| tenant.by_deadline.len()).sum();
+        let listed: usize = self.tenants.values().map(|tenant| tenant.by_due.len()).sum();
         let checks = [
             (costs == self.cost_us && bytes == self.bytes, "costs or bytes of a line do not add up"),
             (listed == self.waiting.len(), "a ticket waits in no tenant, or in two"),
             (self.by_age.len() == self.waiting.len(), "a ticket waits that has no age, or two"),
             (self.starts.len() == self.tenants.len(), "a tenant with work has no tag"),
-            (self.tenants.values().all(|tenant| !tenant.by_deadline.is_empty()), "a tenant without work has one"),
+            (self.tenants.values().all(|tenant| !tenant.by_due.is_empty()), "a tenant without work has one"),
         ];
         checks.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
     }

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use super::line::Unit;
-use super::pool::Lines;
+use super::pool::{CAUTION, Lines};
 use super::{Class, KEEP_AFTER, LARGE, LOOKS, Lane, Place, Pool, Queue, Room, Rooms, Timer, WhenFull, Wish};
 use super::{Effect, Key, Line};
 use crate::base::{Mono, Rng};
@@ -14,21 +14,19 @@ const LATE_LOOK: Duration = Duration::from_millis(10);
 const RETRY_AFTER_S: (f64, f64) = (1.0, 600.0);
 
 impl Queue {
-    /// Why one more must not wait.
-    pub(super) fn objection(&mut self, now: Mono, lane: &Lane, wish: &Wish) -> Option<Refusal> {
+    /// Why one more would wait in vain, if it has to wait.
+    pub(super) fn lateness(&self, now: Mono, lane: &Lane, wish: &Wish, ahead_us: u64) -> Option<Refusal> {
+        let lines = self.lanes.get(lane).filter(|_| ahead_us > 0)?;
+        let wait_s = lines.time_for(wish.class, ahead_us, now, &self.yard.classes);
+        let is_long = now.since(wish.arrived).as_secs_f64() + wait_s > self.yard.classes.of(wish.class).wait_max_s;
+        let is_late = self.is_hopeless(now, wish, lines.caution(wish.class) * wait_s) || is_long && !wish.is_again;
+        is_late.then(|| self.refusal(now, lane, wish, Reason::PredictedLate))
+    }
+
+    /// Why there is no room to wait for one more, once those have gone who give way to it.
+    pub(super) fn lack(&mut self, now: Mono, lane: &Lane, wish: &Wish) -> Option<Refusal> {
         let limits = self.yard.classes.of(wish.class);
         loop {
-            let (mut wait_s, mut is_first, mut caution) = (0.0, true, 1.0);
-            if let Some(lines) = self.lanes.get(lane) {
-                let ahead_us = lines.line(wish.class).map_or(0, |line| line.ahead_us(wish));
-                wait_s = lines.time_for(wish.class, ahead_us, now, &self.yard.classes);
-                (is_first, caution) = (ahead_us == 0, lines.caution(wish.class).0);
-            }
-            let refused = |reason| Refusal { reason, retry_after: Some(retry_after(wish.ticket, wait_s)) };
-            let is_long = now.since(wish.arrived).as_secs_f64() + wait_s > limits.wait_max_s;
-            if !is_first && (self.is_hopeless(now, wish, caution * wait_s) || is_long && !wish.is_again) {
-                return Some(refused(Reason::PredictedLate));
-            }
             let (mut requests, mut bytes, mut cost_us) = (0, 0, 0);
             for line in self.of_pool(&lane.pool).filter_map(|lines| lines.line(wish.class)) {
                 (requests, bytes, cost_us) =
@@ -46,9 +44,17 @@ impl Queue {
             let evicts = limits.when_full == WhenFull::EvictLast;
             let last = line.and_then(|line| line.last()).filter(|last| evicts && last.wish.deadline > wish.deadline);
             let gives_way = line.and_then(|line| line.gives_way(wish, unit)).or(last).map(|one| one.wish.ticket);
-            let Some(gone) = gives_way else { return Some(refused(Reason::QueueFull)) };
+            let Some(gone) = gives_way else { return Some(self.refusal(now, lane, wish, Reason::QueueFull)) };
             self.refuse(now, gone, Reason::QueueFull);
         }
+    }
+
+    /// The answer to one that does not wait, or no more: it may come again when what waits by now will have been served.
+    fn refusal(&self, now: Mono, lane: &Lane, wish: &Wish, reason: Reason) -> Refusal {
+        let lines = self.lanes.get(lane);
+        let backlog_us = lines.and_then(|lines| lines.line(wish.class)).map_or(0, Line::cost_us);
+        let wait_s = lines.map_or(0.0, |lines| lines.time_for(wish.class, backlog_us, now, &self.yard.classes));
+        Refusal { reason, retry_after: Some(retry_after(wish.ticket, wait_s)) }
     }
 
     /// All lanes of a pool.
@@ -68,15 +74,16 @@ impl Queue {
     pub(super) fn refuse(&mut self, now: Mono, ticket: TicketId, reason: Reason) {
         let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
         let (lane, class) = (lane.clone(), *class);
-        let Some(lines) = self.lanes.get_mut(&lane) else { return };
-        let ahead_us = |line: &Line| Some(line.ahead_us(&line.get(ticket)?.wish));
-        let wait_s = lines.time_for(class, lines.line(class).and_then(ahead_us).unwrap_or(0), now, &self.yard.classes);
-        if let Some(gone) = lines.line_mut(class).and_then(|line| line.remove(ticket)) {
+        let line = self.lanes.get(&lane).and_then(|lines| lines.line(class));
+        let Some(waiting) = line.and_then(|line| line.get(ticket)) else { return };
+        let refusal = self.refusal(now, &lane, &waiting.wish, reason);
+        let line = self.lanes.get_mut(&lane).and_then(|lines| lines.line_mut(class));
+        if let Some(gone) = line.and_then(|line| line.remove(ticket)) {
             self.unlisted(now, &lane, &gone);
             self.missed(now, &gone.wish, gone.shut);
         }
         self.yard.let_go(ticket);
-        self.effects.push(Effect::Refuse(ticket, Refusal { reason, retry_after: Some(retry_after(ticket, wait_s)) }));
+        self.effects.push(Effect::Refuse(ticket, refusal));
     }
 
     /// The time of a waiting ticket: is there still hope, and is it the last?
@@ -84,17 +91,23 @@ impl Queue {
         let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
         let (lane, class) = (lane.clone(), *class);
         let Some(lines) = self.lanes.get(&lane) else { return };
-        let Some(waiting) = lines.line(class).and_then(|line| line.get(ticket)) else { return };
+        let Some(line) = lines.line(class) else { return };
+        let Some(waiting) = line.get(ticket) else { return };
         let wish = &waiting.wish;
         let until = wish.arrived.after(self.yard.classes.of(class).wait_max());
         if now >= until {
             return self.refuse(now, ticket, Reason::QueueTimeout);
         }
-        let left_s =
-            lines.time_for(class, waiting.mark.saturating_sub(lines.served_us(class)), now, &self.yard.classes);
+        // Those who came later and go before it were let in without looking at it: it will be its turn when it is due.
+        let ahead_us = line.ahead_us(wish, waiting.due, waiting.number);
+        let left_us = ahead_us.min(waiting.mark.saturating_sub(lines.served_us(class)));
+        let left_s = lines.time_for(class, left_us, now, &self.yard.classes);
         // Who waited for more than half of his time has not been told to come back, and is not any more.
         let is_early = now.since(wish.arrived) <= wish.slack() / 2 + LATE_LOOK;
-        if is_early && self.is_hopeless(now, wish, lines.caution(class).1 * left_s) {
+        if is_early && self.is_hopeless(now, wish, lines.caution(class) / CAUTION * left_s) {
+            if let Some(lines) = self.lanes.get_mut(&lane) {
+                lines.note_first(class, true);
+            }
             return self.refuse(now, ticket, Reason::PredictedLate);
         }
         let is_in = |pod| wish.may_use(pod) && rooms.room(pod, now).is_some();

@@ -15,7 +15,7 @@ const PACE_MIN: f64 = 1e-3;
 const PACE_PRIOR: f64 = 0.9;
 /// A wait that begins is taken to be so much longer than predicted: better refused at once than at half of the time. The more first
 /// tokens came later than promised, the more, up to the last; and the weight of one first token.
-const CAUTION: f64 = 1.25;
+pub(super) const CAUTION: f64 = 1.25;
 const CAUTION_BY_LATE: f64 = 8.0;
 const CAUTION_MAX: f64 = 3.0;
 const LATE_SPARED: f64 = 0.02;
@@ -23,7 +23,8 @@ const LATE_GAIN: f64 = 0.02;
 /// Most credit that a class can save up \[microseconds of cost\].
 const CREDIT_MAX: f64 = 20e6;
 
-/// How fast waiting work is taken: cost granted per second, measured while some waits.
+/// How fast waiting work of a class is taken: cost granted per second, measured while some waits. Who waits for what nobody else
+/// needs lets others by: then it is what the class could have had.
 #[derive(Debug, Default)]
 struct Pace {
     per_s: Option<f64>,
@@ -31,6 +32,8 @@ struct Pace {
     /// When nothing waited any more.
     ended: Option<Mono>,
     granted: f64,
+    /// Its share of all.
+    claimed: f64,
 }
 
 /// See the file.
@@ -150,8 +153,9 @@ impl Lines {
         if let Some(served) = self.served.get_mut(class as usize) {
             *served += cost_us;
         }
-        if let Some(pace) = self.paces.get_mut(class as usize) {
-            pace.granted(cost_us as f64 / 1e6, now);
+        for (pace, of) in self.paces.iter_mut().zip(Class::ALL) {
+            let own = if of == class { cost_us as f64 } else { 0.0 };
+            pace.granted(own / 1e6, claim(of, class, classes) * cost_us as f64 / 1e6, now);
         }
     }
 
@@ -162,18 +166,17 @@ impl Lines {
         }
     }
 
-    /// A promised first token came after a wait, in time or not.
+    /// A promised first token came after a wait, in time or not; or who waited for it was refused in the end.
     pub(super) fn note_first(&mut self, class: Class, is_late: bool) {
         if let Some(late) = self.late.get_mut(class as usize) {
             *late += LATE_GAIN * (f64::from(u8::from(is_late)) - *late);
         }
     }
 
-    /// What predicted waits are multiplied by, at the beginning of a wait and later.
-    pub(super) fn caution(&self, class: Class) -> (f64, f64) {
+    /// What the prediction of a wait that begins is multiplied by.
+    pub(super) fn caution(&self, class: Class) -> f64 {
         let late = self.late.get(class as usize).map_or(0.0, |late| (late - LATE_SPARED).max(0.0));
-        let caution = (CAUTION + CAUTION_BY_LATE * late).min(CAUTION_MAX);
-        (caution, caution / CAUTION)
+        (CAUTION + CAUTION_BY_LATE * late).min(CAUTION_MAX)
     }
 
     /// Cost that was granted to a class \[microseconds\].
@@ -186,6 +189,16 @@ impl Lines {
         let prior = PACE_PRIOR * self.pods.len().max(1) as f64;
         let pace = self.paces.get(class as usize).and_then(|pace| pace.at(now)).unwrap_or(prior);
         cost_us as f64 / 1e6 / pace.max(classes.of(class).floor_share * prior).max(PACE_MIN)
+    }
+}
+
+/// Part of what was granted to one class that another would have had if it had asked.
+fn claim(class: Class, granted: Class, classes: &Classes) -> f64 {
+    let others = Class::ALL.map(|other| classes.of(other)).into_iter().skip(1);
+    match (class, granted) {
+        (Class::Interactive, _) => 1.0 - others.map(|rules| rules.floor_share).sum::<f64>(),
+        (_, Class::Interactive) => 0.0,
+        _ => classes.of(class).weight / others.map(|rules| rules.weight).sum::<f64>(),
     }
 }
 
@@ -213,9 +226,9 @@ pub(super) struct Key {
 }
 
 impl Pace {
-    fn granted(&mut self, cost_s: f64, now: Mono) {
+    fn granted(&mut self, cost_s: f64, claimed_s: f64, now: Mono) {
         if self.since.is_some() {
-            self.granted += cost_s;
+            (self.granted, self.claimed) = (self.granted + cost_s, self.claimed + claimed_s);
             self.close(now);
         }
     }
@@ -226,7 +239,7 @@ impl Pace {
                 if self.ended.is_some_and(|ended| now.since(ended).as_secs_f64() > PACE_LASTS_S) {
                     self.per_s = None;
                 }
-                (self.since, self.granted) = (Some(now), 0.0);
+                (self.since, self.granted, self.claimed) = (Some(now), 0.0, 0.0);
             }
             (false, Some(_)) => {
                 self.close(now);
@@ -239,7 +252,7 @@ impl Pace {
     fn close(&mut self, now: Mono) {
         if self.since.is_some_and(|since| now.since(since).as_secs_f64() >= SPAN_S) {
             self.per_s = self.at(now);
-            (self.since, self.granted) = (Some(now), 0.0);
+            (self.since, self.granted, self.claimed) = (Some(now), 0.0, 0.0);
         }
     }
 
@@ -249,7 +262,7 @@ impl Pace {
         if span_s < SPAN_S {
             return self.per_s;
         }
-        let seen = self.granted / span_s;
+        let seen = self.granted.max(self.claimed) / span_s;
         // A longer span counts for more.
         let gain = 1.0 - (1.0 - PACE_GAIN).powf(span_s / SPAN_S);
         Some(self.per_s.map_or(seen, |before| before + gain * (seen - before)))

@@ -17,8 +17,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOK_MIN: Duration = Duration::from_millis(1);
 
 /// Bounds of the factor of `theta`.
-const FACTOR: (f64, f64) = (0.25, 4.0);
-/// What the factor becomes when an engine has more than one waiting, and what is added when none waits though the pod was closed.
+const FACTOR: (f64, f64) = (0.25, 1.0);
+/// What the factor becomes when an engine has more than one waiting, and what is added when none waits though the pod was closed. It
+/// is never more than one: what waits in an engine cannot go elsewhere any more.
 const CUT: f64 = 0.85;
 const RAISE: f64 = 0.05;
 /// Least part of the KV cache that is filled, what one reading with preemptions takes off, and what one without gives back.
@@ -406,7 +407,8 @@ mod tests {
             let _ = open(&mut valve, 3, 9.0);
             valve.read(Mono(1), told(3, 0), &BUSY);
         }
-        assert!(open(&mut valve, 3, 1.9), "one that is shut while nothing waits opens");
+        assert!(open(&mut valve, 3, 0.5), "one that is shut while nothing waits opens");
+        assert!(!open(&mut valve, 3, 0.6), "but no more than its class may wait there");
         let mut valve = Valve::default();
         let busy = Room { wait_s: 0.3, ..BUSY };
         let at = |generated| EngineState { generated: Some(generated), ..told(4, 2) };

@@ -449,7 +449,7 @@ fn who_waited_as_long_as_he_may_is_refused_and_a_full_class_refuses_or_evicts() 
         world.queue.configure(QueueSettings::default(), classes.clone());
         let large = |number: u64, now: Mono| Wish {
             kv: Tokens(9_900),
-            deadline: now.after(Duration::from_secs(100 - number)),
+            deadline: now.after(Duration::from_millis(2_000 - 100 * number)),
             ..wish(number, Class::Standard, now)
         };
         (0..4).for_each(|number| world.ask(large(number, world.now)));

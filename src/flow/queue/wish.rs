@@ -186,6 +186,14 @@ impl Wish {
         next.map_or(last, |at| at.min(last)).max(Mono(now.0 + 1))
     }
 
+    /// When it should go at the latest, to have its first token by the deadline if that is a promise; half of the time that it may wait
+    /// is enough. Long ones with much time are passed by others until then, and by nobody afterwards.
+    pub(super) fn due(&self, wait_max: Duration) -> Mono {
+        let prefill_us = if self.is_promised { self.best_us() } else { 0 };
+        let starts_by = Mono(self.deadline.0.saturating_sub(prefill_us).max(self.arrived.0));
+        starts_by.min(self.arrived.after(wait_max / 2))
+    }
+
     pub(super) fn slack(&self) -> Duration {
         self.deadline.since(self.arrived)
     }

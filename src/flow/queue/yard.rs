@@ -26,8 +26,22 @@ struct Pod {
     valve: Valve,
     /// When it is looked at next.
     look: Option<Mono>,
-    /// For whom it is kept, against his class and those behind it.
-    kept_for: Option<(TicketId, Class)>,
+    kept_for: Option<Kept>,
+}
+
+/// For whom a pod is kept, against his class and those behind it; in the end against all.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    ticket: TicketId,
+    class: Class,
+    /// Half of the time that he may wait is over.
+    ends: Mono,
+}
+
+impl Kept {
+    fn is_against(&self, wish: &Wish, now: Mono) -> bool {
+        self.ticket != wish.ticket && (wish.class >= self.class || now >= self.ends)
+    }
 }
 
 /// A pool's pods.
@@ -90,7 +104,7 @@ impl Yard {
         // One long prefill may wait behind another: others keep away from that pod, and need not meet the next elsewhere.
         let theta_s = if is_long { theta_s.max(wish.prefill_us(look.pod) as f64 / 1e6) } else { theta_s };
         let state = self.pods.entry(look.pod).or_default();
-        if state.kept_for.is_some_and(|(ticket, class)| ticket != wish.ticket && wish.class >= class) {
+        if state.kept_for.is_some_and(|kept| kept.is_against(wish, look.now)) {
             return Err(Shut::Own);
         }
         let (fill, theta_s) = if wish.class == Class::Interactive || look.is_owed {
@@ -214,14 +228,17 @@ impl Yard {
                 Ok(()) => return Ok(Some(head.wish.ticket)),
                 // The same for everybody in the class.
                 Err(why @ (Shut::Queue(_) | Shut::Slots)) => return Err(why),
-                // And nobody there needs less, or enough of those who do went before it.
-                Err(Shut::Kv) if head.skips >= SKIPS_MAX || self.free(look) < line.least_kv() as f64 => {
-                    if head.skips >= SKIPS_MAX {
-                        self.keep(look.pod, &head.wish);
-                    }
+                Err(why) => shut = why,
+            }
+            if shut == Shut::Kv {
+                if head.skips >= SKIPS_MAX {
+                    self.keep(look.pod, &head.wish);
+                }
+                // Enough of those who need less went before it, so that this pod is left to it; or nobody needs less.
+                let is_kept = self.kept.get(&head.wish.ticket) == Some(&look.pod);
+                if is_kept || self.free(look) < line.least_kv() as f64 {
                     return Err(Shut::Kv);
                 }
-                Err(why) => shut = why,
             }
         }
         let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
@@ -263,7 +280,7 @@ impl Yard {
     pub(super) fn waits_for(&self, look: &Look<'_>, line: &Line, why: Shut) -> bool {
         let is_kept = || {
             let kept = self.pods.get(&look.pod).and_then(|state| state.kept_for);
-            kept.zip(line.head()).is_some_and(|((ticket, _), head)| ticket == head.wish.ticket)
+            kept.zip(line.head()).is_some_and(|(kept, head)| kept.ticket == head.wish.ticket)
         };
         match why {
             Shut::Queue(_) | Shut::Slots => true,
@@ -291,18 +308,27 @@ impl Yard {
         }
     }
 
-    /// Keeps a pod for a ticket until it goes to some pod; a pod that is kept already stays as it is. Few are kept at once, and none for
-    /// one that could not go there even then.
+    /// Keeps a pod for a ticket until it goes to some pod, if it is not kept for another of its class or one before. Few are kept at
+    /// once, and none for one that could not go there even then.
     pub(super) fn keep(&mut self, pod: PodId, wish: &Wish) {
         let (ticket, class) = (wish.ticket, wish.class);
+        let ends = wish.arrived.after(self.classes.of(class).wait_max() / 2);
         let is_barred = self.is_long(wish, pod) && self.bars_long(&wish.pool, pod);
         let most = (self.crews.get(&wish.pool).map_or(0, |crew| crew.count) / KEPT_ONE_OF).max(1);
-        if is_barred || self.kept.len() >= most {
+        if is_barred || self.kept.contains_key(&ticket) {
             return;
         }
-        let state = self.pods.entry(pod).or_default();
-        if state.kept_for.is_none() {
-            state.kept_for = Some((ticket, class));
+        let of = |pod: &PodId| self.pods.get(pod).and_then(|state| state.kept_for);
+        let yields = |kept: &Kept| kept.class > class;
+        let here = of(&pod);
+        let gone = if here.is_some() || self.kept.len() < most {
+            here
+        } else {
+            self.kept.values().filter_map(of).max_by_key(|kept| (kept.class, kept.ticket))
+        };
+        if gone.as_ref().is_none_or(yields) {
+            gone.map(|kept| self.let_go(kept.ticket));
+            self.pods.entry(pod).or_default().kept_for = Some(Kept { ticket, class, ends });
             self.kept.insert(ticket, pod);
         }
     }

@@ -153,3 +153,77 @@ fn what_was_never_charged_is_not_given_back() {
     }
     assert_eq!(by_tenant, [3, 3]);
 }
+
+#[test]
+fn who_waits_for_kv_keeps_one_pod_and_neither_stops_nor_refuses_others() {
+    let mut world = World::new(queue(8));
+    (0..8).for_each(|pod| {
+        let first = Wish {
+            kv: Tokens(3_000),
+            places: vec![spot(pod, 1_000, 0)],
+            ..wish(u64::from(pod), Class::Interactive, world.now)
+        };
+        world.ask(first);
+    });
+    let large = Wish {
+        kv: Tokens(9_000),
+        cost_us: 30_000_000,
+        places: vec![spot(0, 9_000_000, 0)],
+        cold_us: 9_000_000,
+        deadline: world.now.after(Duration::from_mins(1)),
+        is_promised: true,
+        ..wish(100, Class::Interactive, world.now)
+    };
+    world.ask(large);
+    assert!(!world.order().contains(&100), "no pod has so much room");
+    for number in 200..240 {
+        let pod = number as u32 % 8;
+        world.ask(Wish {
+            kv: Tokens(100),
+            cost_us: 100_000,
+            places: vec![spot(pod, 20_000, 0)],
+            deadline: world.now.after(Duration::from_secs(1)),
+            is_promised: true,
+            ..wish(number, Class::Interactive, world.now)
+        });
+        world.pass(Duration::from_millis(30));
+    }
+    assert_eq!(world.refused, BTreeMap::new());
+    let small = world.order().iter().filter(|number| **number >= 200).count();
+    assert!(small >= 40 - 5, "{small} of 40 went past it, all but those of the pod that is kept");
+    world.end(TicketId(0));
+    (1..8).for_each(|number| world.end(TicketId(number)));
+    world.pass(Duration::from_secs(3));
+    assert!(world.order().contains(&100), "and it goes as soon as a pod is empty enough");
+}
+
+#[test]
+fn a_pod_that_is_kept_for_a_later_class_is_kept_for_an_earlier_one_instead_and_in_the_end_against_all() {
+    let mut world = World::new(queue(1));
+    let of = |number: u64, class: Class, tokens: u64, now: Mono| Wish {
+        kv: Tokens(tokens),
+        places: vec![spot(0, 1_000, 0)],
+        cold_us: 1_000,
+        ..wish(number, class, now)
+    };
+    world.ask(of(0, Class::Standard, 3_000, world.now));
+    world.ask(of(1, Class::Batch, 9_000, world.now));
+    world.pass(Duration::from_secs(3));
+    let small = |world: &mut World, number: u64, class: Class| {
+        world.ask(of(number, class, 100, world.now));
+        let goes = world.order().contains(&number);
+        if goes {
+            world.end(TicketId(number));
+        }
+        goes
+    };
+    assert!(small(&mut world, 10, Class::Standard), "it is kept for one of a later class");
+    world.ask(of(2, Class::Standard, 9_000, world.now));
+    world.pass(Duration::from_secs(3));
+    assert!(!small(&mut world, 20, Class::Standard), "now it is kept for one of this class");
+    assert!(small(&mut world, 30, Class::Interactive));
+    world.pass(Duration::from_secs(57));
+    assert!(!small(&mut world, 40, Class::Interactive), "for one that has waited for so long even against the first");
+    world.end(TicketId(0));
+    assert!(world.order().contains(&2));
+}
