@@ -377,3 +377,34 @@ fn where_first_tokens_come_late_fewer_are_let_wait() {
     let (in_time, late) = (admitted(false), admitted(true));
     assert!(in_time > 10 && (late as f64) < 0.6 * in_time as f64, "{in_time} {late}");
 }
+
+#[test]
+fn what_goes_before_one_is_summed_exactly_near_the_ends_and_nearly_between() {
+    let mut line = Line::default();
+    let mut rng = Rng::new(5);
+    let mut all = Vec::new();
+    for number in 1..=4_000 {
+        let wish = Wish { cost_us: 1 + rng.below(1_000), ..wish(number, Class::Standard, Mono(1)) };
+        let due = Mono(rng.below(1_000_000));
+        all.push((due, number, wish.cost_us));
+        line.push(Waiting {
+            number,
+            since: Mono(1),
+            due,
+            skips: 0,
+            opens_us: 0,
+            held: None,
+            shut: None,
+            patience_us: 0,
+            mark: 0,
+            check: Mono(1),
+            wish,
+        });
+    }
+    for (place, due) in [0, 20_000, 250_000, 500_000, 900_000, 980_000, 1_000_000].into_iter().enumerate() {
+        let exact: u64 = all.iter().filter(|(other, ..)| other.0 <= due).map(|(_, _, cost_us)| cost_us).sum();
+        let found = line.ahead_us(&wish(9_000, Class::Standard, Mono(1)), Mono(due), u64::MAX);
+        let error = found.abs_diff(exact) as f64 / line.cost_us() as f64;
+        assert!(error <= if (2..5).contains(&place) { 0.03 } else { 0.0 }, "{due}: {found} {exact}");
+    }
+}
