@@ -102,9 +102,11 @@ impl Queue {
         let ahead_us = line.ahead_us(wish, waiting.due, waiting.number);
         let left_us = ahead_us.min(waiting.mark.saturating_sub(lines.served_us(class)));
         let left_s = lines.time_for(class, left_us, now, &self.yard.classes);
-        // Who waited for more than half of his time has not been told to come back, and is not any more.
+        // Half of the caution: those who wait are to be in time too, but better refused when they came. Who waited for more than half of
+        // his time has not been told to come back, and is not any more.
+        let caution = f64::midpoint(1.0, lines.caution(class) / CAUTION);
         let is_early = now.since(wish.arrived) <= wish.slack() / 2 + LATE_LOOK;
-        if is_early && self.is_hopeless(now, wish, lines.caution(class) / CAUTION * left_s) {
+        if is_early && self.is_hopeless(now, wish, caution * left_s) {
             if let Some(lines) = self.lanes.get_mut(&lane) {
                 lines.note_first(class, true);
             }
