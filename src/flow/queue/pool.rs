@@ -24,7 +24,7 @@ const LATE_GAIN: f64 = 0.02;
 const CREDIT_MAX: f64 = 20e6;
 
 /// How fast waiting work of a class is taken: cost granted per second, measured while some waits. Who waits for what nobody else
-/// needs lets others by: then it is what the class could have had.
+/// needs lets others by: then it is what the first class could have had.
 #[derive(Debug, Default)]
 struct Pace {
     per_s: Option<f64>,
@@ -155,7 +155,7 @@ impl Lines {
         }
         for (pace, of) in self.paces.iter_mut().zip(Class::ALL) {
             let own = if of == class { cost_us as f64 } else { 0.0 };
-            pace.granted(own / 1e6, claim(of, class, classes) * cost_us as f64 / 1e6, now);
+            pace.granted(own / 1e6, claim(of, classes) * cost_us as f64 / 1e6, now);
         }
     }
 
@@ -192,14 +192,11 @@ impl Lines {
     }
 }
 
-/// Part of what was granted to one class that another would have had if it had asked.
-fn claim(class: Class, granted: Class, classes: &Classes) -> f64 {
-    let others = Class::ALL.map(|other| classes.of(other)).into_iter().skip(1);
-    match (class, granted) {
-        (Class::Interactive, _) => 1.0 - others.map(|rules| rules.floor_share).sum::<f64>(),
-        (_, Class::Interactive) => 0.0,
-        _ => classes.of(class).weight / others.map(|rules| rules.weight).sum::<f64>(),
-    }
+/// Part of what was granted to others that a class would have had if it had asked: the first all but their floors. Those behind it wait
+/// for their best pods while others go elsewhere, and are served no faster than was seen.
+fn claim(class: Class, classes: &Classes) -> f64 {
+    let floors = Class::ALL.map(|other| classes.of(other).floor_share).into_iter().skip(1);
+    if class == Class::Interactive { 1.0 - floors.sum::<f64>() } else { 0.0 }
 }
 
 /// Place of a class of a lane among all of them; the least is asked first.
