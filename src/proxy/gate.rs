@@ -4,7 +4,7 @@
 //! connection back for the next one.
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
@@ -312,7 +312,7 @@ impl HttpServerApp for GateApp {
         let client = Client::new(session, Arc::clone(&conn), rules.write_timeout, stop);
         let mut exchange = Exchange::new(Arc::clone(&self.gate), rules, client);
         // Boxed: a connection that waits for its next request does not hold the room of one.
-        if Box::pin(catch(exchange.run())).await.is_err() {
+        if catch(Box::pin(exchange.run())).await.is_err() {
             exchange.panicked().await;
         }
         let client = exchange.finish();
@@ -397,8 +397,7 @@ async fn read_head(
 }
 
 /// Runs a future; a panic in it becomes an error.
-async fn catch<F: Future>(future: F) -> Result<F::Output, ()> {
-    let mut future = pin!(future);
+async fn catch<F: Future>(mut future: Pin<Box<F>>) -> Result<F::Output, ()> {
     std::future::poll_fn(move |cx| match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Ok(Poll::Pending) => Poll::Pending,
