@@ -3,7 +3,7 @@ use super::line::Waiting;
 use super::pool::Lines;
 use super::room::Shut;
 use super::yard::Look;
-use super::{Class, Effect, LOOKS, Lane, Place, Queue, Rooms, SKIP_SHARE, Timer, Wish};
+use super::{Class, Effect, LOOKS, Lane, Place, Queue, Rooms, SKIP_SHARE, Timer, Wish, look_later};
 use crate::base::{Mono, PodId};
 use crate::flow::{Reason, TicketId};
 
@@ -31,7 +31,8 @@ impl Queue {
             return self.effects.push(Effect::Refuse(wish.ticket, refusal));
         }
         let ticket = wish.ticket;
-        let looks: Vec<PodId> = wish.places.iter().map(|spot| spot.pod).collect();
+        let mut looks: Vec<PodId> = Vec::with_capacity(wish.places.len() + LOOKS);
+        looks.extend(wish.places.iter().map(|spot| spot.pod));
         let opens_us = wish.best().map_or(0, |pod| {
             let wait_s = rooms.room(pod, now).map_or(0.0, |room| room.wait_s);
             let held = self.yard.held(pod);
@@ -41,14 +42,10 @@ impl Queue {
             let class_us = if wish.class == Class::Interactive { held.first_us } else { held.all_us - held.first_us };
             (wait_s * 1e6 + others_us + part * class_us as f64) as u64
         });
-        let others = self.enqueue(now, lane, wish, due, (opens_us, ahead_us));
-        for pod in looks.into_iter().chain(others) {
-            if !matches!(self.places.get(&ticket), Some(Place::Waits(..))) {
-                break;
-            }
-            if self.is_wanted(now, ticket, pod, rooms) {
-                self.fill(now, pod, rooms);
-            }
+        self.enqueue(now, lane, wish, due, (opens_us, ahead_us), &mut looks);
+        let mut looks = looks.into_iter();
+        while let Some(pod) = self.wanted(now, ticket, &mut looks, rooms) {
+            self.fill(now, pod, rooms);
         }
         if late.is_some() {
             self.refuse(now, ticket, Reason::PredictedLate);
@@ -93,23 +90,32 @@ impl Queue {
         goes
     }
 
-    /// Whether a pod has room for one that just came. Those before it were offered to the pod when it last changed; if it has none it
-    /// is looked at again.
-    fn is_wanted(&mut self, now: Mono, ticket: TicketId, pod: PodId, rooms: &dyn Rooms) -> bool {
-        let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return false };
-        let Some(lines) = self.lanes.get(lane).filter(|lines| lines.serves(pod)) else { return false };
-        let Some(waiting) = lines.line(*class).and_then(|line| line.get(ticket)) else { return false };
-        let wanted = match rooms.room(pod, now) {
-            Some(room) => self.yard.wants(&Look { now, pod, room, rooms, is_owed: false }, &waiting.wish),
-            None => Err(Shut::Own),
-        };
-        if let Err(shut) = wanted {
-            self.look_later(pod, now.after(shut.look_after()));
-        }
-        wanted.is_ok()
+    /// The next of some pods that has room for one that just came, while it waits. Those before it were offered to the pod when it
+    /// last changed; if it has none it is looked at again.
+    fn wanted(
+        &mut self,
+        now: Mono,
+        ticket: TicketId,
+        pods: &mut impl Iterator<Item = PodId>,
+        rooms: &dyn Rooms,
+    ) -> Option<PodId> {
+        let Self { places, lanes, yard, timers, .. } = self;
+        let Some(Place::Waits(lane, class, _)) = places.get(&ticket) else { return None };
+        let lines = lanes.get(lane)?;
+        let wish = &lines.line(*class)?.get(ticket)?.wish;
+        pods.filter(|pod| lines.serves(*pod)).find(|&pod| {
+            let wanted = match rooms.room(pod, now) {
+                Some(room) => yard.wants(&Look { now, pod, room, rooms, is_owed: false }, wish),
+                None => Err(Shut::Own),
+            };
+            if let Err(shut) = wanted {
+                look_later(yard, timers, pod, now.after(shut.look_after()));
+            }
+            wanted.is_ok()
+        })
     }
 
-    /// Puts it into its line; pods beside its best ones that it may look at.
+    /// Puts it into its line; adds pods beside its best ones that it may look at.
     fn enqueue(
         &mut self,
         now: Mono,
@@ -117,29 +123,29 @@ impl Queue {
         wish: Wish,
         due: Mono,
         (opens_us, ahead_us): (u64, u64),
-    ) -> Vec<PodId> {
+        looks: &mut Vec<PodId>,
+    ) {
         self.numbers += 1;
         let patience_us = wish.slack().mul_f64(SKIP_SHARE).as_micros() as u64;
         let (ticket, class) = (wish.ticket, wish.class);
         let last = wish.arrived.after(self.yard.classes.of(class).wait_max());
         let check = wish.check_at(now, now, last);
-        self.timers.insert((check, Timer::Ticket(ticket)));
+        self.timers.add(check, Timer::Ticket(ticket));
         let lines = self.lanes.entry(lane.clone()).or_insert_with(|| Lines::of(lane.bound.map(|bound| bound.pod)));
         let mark = lines.served_us(class) + ahead_us;
         let held = self.yard.hold(&wish);
         self.effects.extend(held.map(|(pod, _)| Effect::Holds(pod, self.yard.held(pod))));
         let (number, shut) = (self.numbers, self.shut.take());
-        lines.push(Waiting { number, since: now, due, skips: 0, opens_us, held, shut, patience_us, mark, check, wish });
+        lines.push(Waiting { number, since: now, due, skips: 0, opens_us, held, shut, patience_us, mark, wish });
         lines.note_backlog(now);
         let count = lines.pods.len();
         let others = (0..count.min(LOOKS)).map(|step| (self.numbers as usize * LOOKS + step) % count);
-        let others = others.filter_map(|at| lines.pods.get(at).copied()).collect();
+        looks.extend(others.filter_map(|at| lines.pods.get(at).copied()));
         if !self.backlogged.contains(&lane) {
             self.catch_up(&lane);
             self.backlogged.insert(lane.clone());
         }
-        self.places.insert(ticket, Place::Waits(lane, class));
-        others
+        self.places.insert(ticket, Place::Waits(lane, class, check));
     }
 
     /// A lane that had nothing to do begins among those that share pods with it.

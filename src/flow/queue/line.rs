@@ -3,8 +3,10 @@
 //! Tenants get the same service, times their weight, measured in cost (start-time fair queueing, Goyal 1996): each tenant that has
 //! work has a start tag, the lowest is next, and what it is served adds cost ÷ weight to its tag. Inside a tenant the earliest
 //! due time goes first; while much of what it asks without a promise comes too late anyway, the cheapest. All in whole microseconds, so that two runs agree.
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::room::Shut;
 use super::{Held, Wish};
@@ -47,8 +49,6 @@ pub(super) struct Waiting {
     pub(super) patience_us: u64,
     /// Cost that will have been served of its class when it is its turn, if nobody who came later goes before it \[microseconds\].
     pub(super) mark: u64,
-    /// When it is looked at.
-    pub(super) check: Mono,
 }
 
 impl Waiting {
@@ -72,6 +72,8 @@ struct Tenant {
     late: f64,
     is_shortest_first: bool,
     start: u64,
+    /// Tells it from all others of the line.
+    serial: u64,
     /// What waits costs \[microseconds\], and the same ÷ weight.
     cost_us: u64,
     share_us: u64,
@@ -80,14 +82,17 @@ struct Tenant {
 /// See the file.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    waiting: HashMap<TicketId, Waiting>,
-    tenants: HashMap<Arc<str>, Tenant>,
-    /// Start tags of tenants that have work.
-    starts: BTreeSet<(u64, Arc<str>)>,
+    waiting: FxHashMap<TicketId, Waiting>,
+    tenants: FxHashMap<Arc<str>, Tenant>,
+    serials: u64,
+    /// Tenants that have work, by start tag and serial.
+    starts: BTreeMap<(u64, u64), Arc<str>>,
+    /// The one whose turn it is, and what it costs \[microseconds\].
+    head: Option<(TicketId, u64)>,
     /// Tags at which tenants without work would go on.
-    resting: HashMap<Arc<str>, u64>,
-    /// By arrival.
-    by_age: BTreeMap<u64, TicketId>,
+    resting: FxHashMap<Arc<str>, u64>,
+    /// By arrival; some of them wait no more, but not the first.
+    by_age: VecDeque<(u64, TicketId)>,
     virtual_time: u64,
     cost_us: u64,
     /// Most that one was charged since nobody waited \[microseconds ÷ weight\].
@@ -107,10 +112,13 @@ pub(super) enum Unit {
 }
 
 impl Tenant {
-    /// Its tickets in the order in which they go.
+    /// Its tickets in the order in which they go, with what they cost.
+    const fn order(&self) -> &Order {
+        if self.is_shortest_first { &self.by_cost } else { &self.by_due }
+    }
+
     fn in_turn(&self) -> impl Iterator<Item = &TicketId> {
-        let order = if self.is_shortest_first { &self.by_cost } else { &self.by_due };
-        order.values().map(|(ticket, _)| ticket)
+        self.order().values().map(|(ticket, _)| ticket)
     }
 
     /// What goes before one of its tickets, or before a newcomer, by its own order \[microseconds of cost\].
@@ -181,8 +189,10 @@ impl Line {
         self.least_kv = self.least_kv.min(wish.kv.0);
         let tenant = self.tenants.entry(Arc::clone(&wish.tenant)).or_default();
         if tenant.by_due.is_empty() {
+            self.serials += 1;
+            tenant.serial = self.serials;
             tenant.start = self.virtual_time.max(self.resting.remove(&wish.tenant).unwrap_or(0));
-            self.starts.insert((tenant.start, Arc::clone(&wish.tenant)));
+            self.starts.insert((tenant.start, tenant.serial), Arc::clone(&wish.tenant));
         }
         tenant.by_due.insert((waiting.due.0, waiting.number), (ticket, wish.cost_us));
         tenant.cost_us += wish.cost_us;
@@ -190,19 +200,30 @@ impl Line {
         if tenant.is_shortest_first {
             tenant.by_cost.insert((wish.cost_us, waiting.number), (ticket, wish.cost_us));
         }
-        self.by_age.insert(waiting.number, ticket);
+        self.by_age.push_back((waiting.number, ticket));
         self.waiting.insert(ticket, waiting);
+        self.turn();
+    }
+
+    /// Finds out whose turn it is.
+    fn turn(&mut self) {
+        let tenant = self.starts.first_key_value().and_then(|(_, name)| self.tenants.get(name));
+        self.head = tenant.and_then(|tenant| tenant.order().first_key_value()).map(|(_, one)| *one);
     }
 
     /// The one whose turn it is.
     pub(super) fn head(&self) -> Option<&Waiting> {
-        let tenant = self.tenants.get(&self.starts.first()?.1)?;
-        self.waiting.get(tenant.in_turn().next()?)
+        self.waiting.get(&self.head?.0)
+    }
+
+    /// What it costs \[microseconds\].
+    pub(super) fn head_us(&self) -> Option<u64> {
+        self.head.map(|(_, cost_us)| cost_us)
     }
 
     /// The one that is due last: the latest of the tenant whose turn comes last.
     pub(super) fn last(&self) -> Option<&Waiting> {
-        let tenant = self.tenants.get(&self.starts.last()?.1)?;
+        let tenant = self.tenants.get(self.starts.last_key_value()?.1)?;
         self.waiting.get(&tenant.by_due.last_key_value()?.1.0)
     }
 
@@ -225,13 +246,27 @@ impl Line {
 
     /// All, oldest first.
     pub(super) fn oldest(&self) -> impl Iterator<Item = &Waiting> {
-        self.by_age.values().filter_map(|ticket| self.waiting.get(ticket))
+        let of = |(number, ticket): &(u64, TicketId)| self.waiting.get(ticket).filter(|one| one.number == *number);
+        self.by_age.iter().filter_map(of)
     }
 
     /// Takes one out that is not served.
     pub(super) fn remove(&mut self, ticket: TicketId) -> Option<Waiting> {
+        let gone = self.take(ticket);
+        self.turn();
+        gone
+    }
+
+    fn take(&mut self, ticket: TicketId) -> Option<Waiting> {
         let gone = self.waiting.remove(&ticket)?;
-        self.by_age.remove(&gone.number);
+        let waits =
+            |(number, ticket): &(u64, TicketId)| self.waiting.get(ticket).is_some_and(|one| one.number == *number);
+        while self.by_age.front().is_some_and(|first| !waits(first)) {
+            self.by_age.pop_front();
+        }
+        if self.by_age.len() > 2 * self.waiting.len() + WINDOW {
+            self.by_age.retain(waits);
+        }
         self.cost_us -= gone.wish.cost_us;
         self.bytes -= gone.wish.body_bytes;
         if let Some(tenant) = self.tenants.get_mut(&gone.wish.tenant) {
@@ -241,7 +276,7 @@ impl Line {
             tenant.by_cost.remove(&(gone.wish.cost_us, gone.number));
             if tenant.by_due.is_empty() {
                 let start = tenant.start;
-                self.starts.remove(&(start, Arc::clone(&gone.wish.tenant)));
+                self.starts.remove(&(start, tenant.serial));
                 self.tenants.remove(&gone.wish.tenant);
                 self.rest(&gone.wish.tenant, start);
             }
@@ -251,27 +286,21 @@ impl Line {
 
     /// Takes one out to be served, and charges its tenant.
     pub(super) fn serve(&mut self, ticket: TicketId, now: Mono) -> Option<Waiting> {
-        let first = self.starts.first().map_or(0, |(start, _)| *start);
+        let first = self.starts.first_key_value().map_or(0, |((start, _), _)| *start);
         self.virtual_time = self.virtual_time.max(first);
-        let served = self.remove(ticket)?;
+        let served = self.take(ticket)?;
         let wish = &served.wish;
         self.charge(&wish.tenant, wish.share_us(wish.cost_us));
         if !wish.is_promised {
             self.note_lateness(&wish.tenant, now > wish.deadline);
         }
+        self.turn();
         Some(served)
-    }
-
-    /// It is to be looked at again then.
-    pub(super) fn check_again(&mut self, ticket: TicketId, at: Mono) {
-        if let Some(waiting) = self.waiting.get_mut(&ticket) {
-            waiting.check = at;
-        }
     }
 
     /// In the order of their turns, with the start tags of their tenants: no more than a window of each tenant.
     pub(super) fn in_turn(&self) -> impl Iterator<Item = (u64, &Waiting)> {
-        let tenants = self.starts.iter().filter_map(|(start, name)| Some((*start, self.tenants.get(name)?)));
+        let tenants = self.starts.iter().filter_map(|((start, _), name)| Some((*start, self.tenants.get(name)?)));
         let tickets =
             tenants.flat_map(|(start, tenant)| tenant.in_turn().take(WINDOW).map(move |ticket| (start, ticket)));
         tickets.filter_map(|(start, ticket)| Some((start, self.waiting.get(ticket)?)))
@@ -279,14 +308,14 @@ impl Line {
 
     /// Start tags up to which a tenant may go before the first: then two of them never part by more than the largest request twice.
     pub(super) fn within(&self) -> u64 {
-        self.starts.first().map_or(0, |(start, _)| start.saturating_add(self.largest_us))
+        self.starts.first_key_value().map_or(0, |((start, _), _)| start.saturating_add(self.largest_us))
     }
 
     /// One is taken before others: those of its tenant that would have gone to the pod as well, and the first of each tenant whose turn
     /// it was before.
     pub(super) fn skip_before(&mut self, ticket: TicketId, pod: PodId, now: Mono) {
         let Some(name) = self.waiting.get(&ticket).map(|taken| Arc::clone(&taken.wish.tenant)) else { return };
-        let before = self.starts.iter().map(|(_, name)| name).take_while(|other| **other != name).take(WINDOW);
+        let before = self.starts.values().take_while(|other| **other != name).take(WINDOW);
         let heads = before.filter_map(|other| self.tenants.get(other)?.in_turn().next().copied());
         let own = self.tenants.get(&name).into_iter().flat_map(Tenant::in_turn);
         let own = own.copied().take_while(|other| *other != ticket).take(WINDOW);
@@ -308,6 +337,7 @@ impl Line {
         } else if let Some(start) = self.resting.get_mut(tenant) {
             *start = start.saturating_sub(more.unsigned_abs());
         }
+        self.turn();
     }
 
     fn charge(&mut self, tenant: &Arc<str>, share_us: u64) {
@@ -322,8 +352,9 @@ impl Line {
     fn move_to(&mut self, name: &Arc<str>, start: u64) {
         if let Some(tenant) = self.tenants.get_mut(name) {
             let was = std::mem::replace(&mut tenant.start, start);
-            self.starts.remove(&(was, Arc::clone(name)));
-            self.starts.insert((start, Arc::clone(name)));
+            if let Some(name) = self.starts.remove(&(was, tenant.serial)) {
+                self.starts.insert((start, tenant.serial), name);
+            }
         }
     }
 
@@ -371,7 +402,12 @@ impl Line {
         let checks = [
             (costs == self.cost_us && bytes == self.bytes, "costs or bytes of a line do not add up"),
             (listed == self.waiting.len(), "a ticket waits in no tenant, or in two"),
-            (self.by_age.len() == self.waiting.len(), "a ticket waits that has no age, or two"),
+            (self.oldest().count() == self.waiting.len(), "a ticket waits that has no age, or two"),
+            (self.by_age.len() <= 2 * self.waiting.len() + WINDOW, "ages are left over"),
+            (
+                self.head.map(|(ticket, _)| ticket) == self.in_turn().next().map(|(_, one)| one.wish.ticket),
+                "it is not the turn of the head",
+            ),
             (self.starts.len() == self.tenants.len(), "a tenant with work has no tag"),
             (self.tenants.values().all(|tenant| !tenant.by_due.is_empty()), "a tenant without work has one"),
         ];

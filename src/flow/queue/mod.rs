@@ -25,20 +25,22 @@ mod room;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod wish;
 mod yard;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use line::{Line, Waiting};
+use rustc_hash::FxHashMap;
 
+use line::{Line, Waiting};
 use pool::{Key, Lines, Rank};
 pub use room::{EngineState, Room};
 use room::{LOOK_EVERY, Shut};
 pub use settings::{ClassRules, ClassSettings, Classes, QueueSettings, WhenFull};
-
+use timers::{Timer, Timers};
 use wish::Lane;
 pub use wish::{Backlog, Bound, Effect, Event, Held, Pool, Rooms, Spot, Toll, Wish};
 use yard::{Look, Yard};
@@ -77,14 +79,9 @@ struct Granted {
 
 #[derive(Debug)]
 enum Place {
-    Waits(Lane, Class),
+    /// And when it is looked at.
+    Waits(Lane, Class, Mono),
     Granted(Box<Granted>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    Pod(PodId),
-    Ticket(TicketId),
 }
 
 /// See the file.
@@ -94,10 +91,10 @@ pub struct Queue {
     /// Of all pools, and of single pods while somebody waits for them.
     lanes: BTreeMap<Lane, Lines>,
     backlogged: BTreeSet<Lane>,
-    places: HashMap<TicketId, Place>,
+    places: FxHashMap<TicketId, Place>,
     /// Granted ones of the last class that are not committed.
     recallable: BTreeSet<TicketId>,
-    timers: BTreeSet<(Mono, Timer)>,
+    timers: Timers,
     numbers: u64,
     /// Why the pod that was asked last was shut.
     shut: Option<Shut>,
@@ -111,9 +108,9 @@ impl Queue {
             yard: Yard::new(settings, classes),
             lanes: BTreeMap::new(),
             backlogged: BTreeSet::new(),
-            places: HashMap::new(),
+            places: FxHashMap::default(),
             recallable: BTreeSet::new(),
-            timers: BTreeSet::new(),
+            timers: Timers::default(),
             numbers: 0,
             shut: None,
             effects: Vec::new(),
@@ -147,12 +144,14 @@ impl Queue {
             }
             Event::Tick => self.tick(now, rooms),
         }
+        let Self { timers, places, yard, .. } = self;
+        timers.clean(places.len() + yard.len(), |at, timer| counts(places, yard, at, timer));
         std::mem::take(&mut self.effects)
     }
 
     /// When a [`Event::Tick`] is wanted; `None`: not until something else happens.
     pub fn next_deadline(&self) -> Option<Mono> {
-        self.timers.first().map(|(at, _)| *at)
+        self.timers.first()
     }
 
     /// Pools that are known.
@@ -258,7 +257,6 @@ impl Queue {
             self.yard.unhold(pod, own);
             self.effects.push(Effect::Holds(pod, self.yard.held(pod)));
         }
-        self.timers.remove(&(gone.check, Timer::Ticket(gone.wish.ticket)));
         let Some(lines) = self.lanes.get_mut(lane) else { return };
         lines.note_backlog(now);
         if lines.is_empty() {
@@ -324,7 +322,7 @@ impl Queue {
     }
 
     fn left(&mut self, now: Mono, ticket: TicketId, rooms: &dyn Rooms) {
-        if let Some(Place::Waits(lane, class)) = self.places.get(&ticket) {
+        if let Some(Place::Waits(lane, class, _)) = self.places.get(&ticket) {
             let (lane, class) = (lane.clone(), *class);
             if let Some(gone) = self.lanes.get_mut(&lane).and_then(|lines| lines.line_mut(class)?.remove(ticket)) {
                 self.unlisted(now, &lane, &gone);
@@ -379,13 +377,7 @@ impl Queue {
     }
 
     fn look_later(&mut self, pod: PodId, at: Mono) {
-        let look = self.yard.look(pod);
-        if look.is_none_or(|before| before > at) {
-            if let Some(before) = look.replace(at) {
-                self.timers.remove(&(before, Timer::Pod(pod)));
-            }
-            self.timers.insert((at, Timer::Pod(pod)));
-        }
+        look_later(&mut self.yard, &mut self.timers, pod, at);
     }
 
     /// Whether no pod of a lane takes anything: then nothing is won by waiting.
@@ -427,11 +419,10 @@ impl Queue {
         let out: Vec<Lane> =
             self.backlogged.iter().filter(|lane| is_off || self.is_out(lane, now, rooms)).cloned().collect();
         self.release_if(now, |lane| out.contains(lane));
-        while let Some(&(at, timer)) = self.timers.first() {
-            if at > now {
-                return;
+        while let Some((at, timer)) = self.timers.due(now) {
+            if !counts(&self.places, &self.yard, at, timer) {
+                continue;
             }
-            self.timers.remove(&(at, timer));
             match timer {
                 Timer::Pod(pod) => {
                     *self.yard.look(pod) = None;
@@ -461,8 +452,31 @@ impl Queue {
                 self.lanes.iter().all(|(lane, lines)| lane.bound.is_none() || !lines.is_empty()),
                 "a lane of one pod is left over",
             ),
-            (self.timers.len() <= waits + self.yard.len(), "timers are left over"),
+            (self.timers.len() <= Timers::max(self.places.len() + self.yard.len()), "timers are left over"),
+            (self.places.iter().all(|(ticket, place)| self.is_timed(*ticket, place)), "nobody looks at a ticket again"),
         ];
         checks.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(what))
+    }
+
+    fn is_timed(&self, ticket: TicketId, place: &Place) -> bool {
+        let Place::Waits(.., check) = place else { return true };
+        self.timers.has(*check, Timer::Ticket(ticket))
+    }
+}
+
+/// Whether a time is still that of its pod or ticket.
+fn counts(places: &FxHashMap<TicketId, Place>, yard: &Yard, at: Mono, timer: Timer) -> bool {
+    match timer {
+        Timer::Pod(pod) => yard.next_look(pod) == Some(at),
+        Timer::Ticket(ticket) => matches!(places.get(&ticket), Some(Place::Waits(.., check)) if *check == at),
+    }
+}
+
+/// Looks at a pod then, if not before.
+fn look_later(yard: &mut Yard, timers: &mut Timers, pod: PodId, at: Mono) {
+    let look = yard.look(pod);
+    if look.is_none_or(|before| before > at) {
+        *look = Some(at);
+        timers.add(at, Timer::Pod(pod));
     }
 }

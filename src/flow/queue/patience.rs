@@ -72,7 +72,7 @@ impl Queue {
     }
 
     pub(super) fn refuse(&mut self, now: Mono, ticket: TicketId, reason: Reason) {
-        let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
+        let Some(Place::Waits(lane, class, _)) = self.places.get(&ticket) else { return };
         let (lane, class) = (lane.clone(), *class);
         let line = self.lanes.get(&lane).and_then(|lines| lines.line(class));
         let Some(waiting) = line.and_then(|line| line.get(ticket)) else { return };
@@ -88,7 +88,7 @@ impl Queue {
 
     /// The time of a waiting ticket: is there still hope, and is it the last?
     pub(super) fn check(&mut self, now: Mono, ticket: TicketId, rooms: &dyn Rooms) {
-        let Some(Place::Waits(lane, class)) = self.places.get(&ticket) else { return };
+        let Some(Place::Waits(lane, class, _)) = self.places.get(&ticket) else { return };
         let (lane, class) = (lane.clone(), *class);
         let Some(lines) = self.lanes.get(&lane) else { return };
         let Some(line) = lines.line(class) else { return };
@@ -126,9 +126,9 @@ impl Queue {
         }
         let is_top = class == Class::Interactive && wish.is_promised;
         let next = wish.check_at(now, waiting.since, until);
-        if let Some(line) = self.lanes.get_mut(&lane).and_then(|lines| lines.line_mut(class)) {
-            line.check_again(ticket, next);
-            self.timers.insert((next, Timer::Ticket(ticket)));
+        if let Some(Place::Waits(.., check)) = self.places.get_mut(&ticket) {
+            *check = next;
+            self.timers.add(next, Timer::Ticket(ticket));
         }
         if is_top {
             self.make_room(&lane);

@@ -97,7 +97,7 @@ impl Lines {
         let tag = self.tag;
         let order = Class::ALL.map(|class| {
             let (at, line) = (class as usize, self.line(class));
-            let head_us = line.and_then(Line::head).map_or(f64::INFINITY, |head| head.wish.cost_us as f64);
+            let head_us = line.and_then(Line::head_us).map_or(f64::INFINITY, |cost_us| cost_us as f64);
             let is_owed = self.credits.get(at).is_some_and(|credit| *credit >= head_us.min(CREDIT_MAX));
             let group = match (is_owed, class) {
                 (true, _) => 0,
@@ -139,7 +139,7 @@ impl Lines {
     pub(super) fn granted(&mut self, class: Class, cost_us: u64, now: Mono, classes: &Classes) {
         for other in Class::ALL {
             let gain = classes.of(other).floor_share * cost_us as f64;
-            let head_us = self.line(other).and_then(Line::head).map(|head| head.wish.cost_us as f64);
+            let head_us = self.line(other).and_then(Line::head_us).map(|cost_us| cost_us as f64);
             let has = head_us.is_some();
             let Some(credit) = self.credits.get_mut(other as usize) else { continue };
             // No more than the next one of it: one grant of great cost is not to put the class before the first for seconds.

@@ -1,6 +1,7 @@
 //! The pods as the queue sees them: what each was promised, what it has room for, and whom it takes next.
-use std::collections::HashMap;
 use std::time::Duration;
+
+use rustc_hash::FxHashMap;
 
 use super::line::{Line, SCAN_MAX, SKIPS_MAX, WINDOW};
 use super::room::{EngineState, Promised, Room, Shut, Valve};
@@ -49,7 +50,7 @@ impl Kept {
 struct Crew {
     count: usize,
     /// Pods with long prefills of the last class, and how many each has.
-    long: HashMap<PodId, u32>,
+    long: FxHashMap<PodId, u32>,
     /// How many may, beyond the share that always may.
     spare: u32,
     /// When that was changed, and when somebody of another class last had to wait.
@@ -69,10 +70,10 @@ impl Crew {
 pub(super) struct Yard {
     pub(super) settings: QueueSettings,
     pub(super) classes: Classes,
-    pods: HashMap<PodId, Pod>,
+    pods: FxHashMap<PodId, Pod>,
     /// Pods that are kept.
-    kept: HashMap<TicketId, PodId>,
-    crews: HashMap<Pool, Crew>,
+    kept: FxHashMap<TicketId, PodId>,
+    crews: FxHashMap<Pool, Crew>,
 }
 
 /// One look at a pod.
@@ -91,7 +92,7 @@ type Match = Option<(u64, TicketId)>;
 
 impl Yard {
     pub(super) fn new(settings: QueueSettings, classes: Classes) -> Self {
-        Self { settings, classes, pods: HashMap::new(), kept: HashMap::new(), crews: HashMap::new() }
+        Self { settings, classes, pods: FxHashMap::default(), kept: FxHashMap::default(), crews: FxHashMap::default() }
     }
 
     /// Whether a request could go to a pod now.
@@ -366,6 +367,11 @@ impl Yard {
     /// When the pod is looked at next.
     pub(super) fn look(&mut self, pod: PodId) -> &mut Option<Mono> {
         &mut self.pods.entry(pod).or_default().look
+    }
+
+    /// The same, to look at.
+    pub(super) fn next_look(&self, pod: PodId) -> Option<Mono> {
+        self.pods.get(&pod)?.look
     }
 
     /// Pods that are known.

@@ -397,7 +397,6 @@ fn what_goes_before_one_is_summed_exactly_near_the_ends_and_nearly_between() {
             shut: None,
             patience_us: 0,
             mark: 0,
-            check: Mono(1),
             wish,
         });
     }
