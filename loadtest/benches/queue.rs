@@ -12,6 +12,9 @@ use tidegate::base::{Mono, PodId, Rng, Tokens};
 use tidegate::flow::queue::{Effect, Event};
 use tidegate::flow::{Class, ClassSettings, Classes, Pool, Queue, QueueSettings, Room, Rooms, Spot, TicketId, Wish};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PODS: u32 = 100;
 /// Requests of each part.
 const COUNT: u64 = 100_000;

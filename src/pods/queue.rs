@@ -57,15 +57,15 @@ impl Queue {
         self.tickets
     }
 
-    /// The first token of `ticket` was seen: those before it that show none are done too, those behind it begin now.
+    /// The first token of `ticket` was seen: those before it that show none are done too. Those behind it begin now, or after what an
+    /// engine that does not go by arrival has passed over: that is still to be done.
     pub(super) fn done(&mut self, now: Mono, ticket: u64) {
         self.at = self.at.max(now);
         self.entries.retain(|entry| entry.ticket > ticket || entry.is_stream && entry.ticket != ticket);
         let mut starts = now;
         for entry in &mut self.entries {
-            if entry.ticket > ticket {
-                starts = Mono(starts.0.saturating_add(entry.takes_us));
-            }
+            let is_passed = entry.ticket < ticket;
+            starts = if is_passed { starts.max(entry.done) } else { Mono(starts.0.saturating_add(entry.takes_us)) };
             entry.done = starts;
         }
     }
@@ -128,6 +128,18 @@ mod tests {
         assert_eq!((queue.summary().until, queue.summary().streams), (ms(210), 1));
         queue.done(ms(170), third);
         assert_eq!((queue.summary().wait(ms(170)).to_bits(), queue.summary().tokens), (0.0_f64.to_bits(), 0));
+    }
+
+    #[test]
+    fn what_was_passed_over_is_still_to_be_done() {
+        let mut queue = Queue::default();
+        let long = queue.push(ms(0), 5_000_000, 40_000, true);
+        let first = queue.push(ms(10), 50_000, 500, true);
+        queue.push(ms(20), 50_000, 500, true);
+        queue.done(ms(100), first);
+        assert_eq!(queue.summary().until, ms(5_050), "it went before the long one, the third need not");
+        queue.done(ms(5_200), long);
+        assert_eq!(queue.summary().until, ms(5_250));
     }
 
     #[test]
