@@ -102,10 +102,10 @@ impl Queue {
         let Self { places, lanes, yard, timers, .. } = self;
         let Some(Place::Waits(lane, class, _)) = places.get(&ticket) else { return None };
         let lines = lanes.get(lane)?;
-        let wish = &lines.line(*class)?.get(ticket)?.wish;
+        let waiting = lines.line(*class)?.get(ticket)?;
         pods.filter(|pod| lines.serves(*pod)).find(|&pod| {
             let wanted = match rooms.room(pod, now) {
-                Some(room) => yard.wants(&Look { now, pod, room, rooms, is_owed: false }, wish),
+                Some(room) => yard.wants(&Look { now, pod, room, rooms, is_owed: false }, waiting),
                 None => Err(Shut::Own),
             };
             if let Err(shut) = wanted {

@@ -52,6 +52,12 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Whether an idle pod may have it at once: what is to be computed there takes no longer than its best pod is expected to need for
+    /// room.
+    pub(super) fn gains(&self, pod: PodId) -> bool {
+        self.wish.worse_us(pod) <= self.opens_us
+    }
+
     /// Whether it may go to a pod by now: to its best at once, to others once it has waited for longer than that was worth.
     pub(super) fn may_take(&self, pod: PodId, now: Mono) -> bool {
         let worse_us = self.wish.worse_us(pod);

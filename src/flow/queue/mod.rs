@@ -12,8 +12,8 @@
 //! ```
 //! Whether a pod has room is asked of [`Rooms`] and judged by its valve (`room`); what was granted counts there until it is `Booked`.
 //! A ticket goes to a worse pod once it has waited for as long as its best pod was expected to need for room and the other is worse by,
-//! or for a quarter of its time, or 8 others were taken before it; a pod without work takes anybody. A pod takes the best match of the
-//! next 64 whose turn it is, of tenants that are no more than the largest request ahead of the first. One that needs more KV than is
+//! or for a quarter of its time, or 8 others were taken before it; a pod without work takes who would lose no time there. A pod takes the
+//! best match of the next 64 whose turn it is, of tenants that are no more than the largest request ahead of the first. One that needs more KV than is
 //! free anywhere has a pod kept for it.
 //!
 //! Every granted ticket must be `Over` once, or `Left`. Events of unknown tickets change nothing.

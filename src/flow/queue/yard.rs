@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
-use super::line::{Line, SCAN_MAX, SKIPS_MAX, WINDOW};
+use super::line::{Line, SCAN_MAX, SKIPS_MAX, WINDOW, Waiting};
 use super::room::{EngineState, Promised, Room, Shut, Valve};
 use super::settings::{Classes, QueueSettings};
 use super::{Held, Pool, Rooms, Wish};
@@ -202,9 +202,14 @@ impl Yard {
     }
 
     /// Whether a request that just came would be taken by a pod that took nobody before.
-    pub(super) fn wants(&mut self, look: &Look<'_>, wish: &Wish) -> Result<(), Shut> {
+    pub(super) fn wants(&mut self, look: &Look<'_>, waiting: &Waiting) -> Result<(), Shut> {
+        let wish = &waiting.wish;
         let is_idle = look.room.requests + self.promised(look.pod).requests == 0;
-        if is_idle || wish.worse_us(look.pod) == 0 { self.fits(look, wish) } else { Err(Shut::Own) }
+        if is_idle && waiting.gains(look.pod) || wish.worse_us(look.pod) == 0 {
+            self.fits(look, wish)
+        } else {
+            Err(Shut::Own)
+        }
     }
 
     /// One of the first class goes to a pod after such a wait: if that, and what is before it there, took longer than its own prefill
@@ -255,7 +260,7 @@ impl Yard {
                 continue;
             }
             let (is_ready, worse_us) = (one.may_take(look.pod, look.now), one.wish.worse_us(look.pod));
-            if !is_ready && !is_idle {
+            if !is_ready && !(is_idle && one.gains(look.pod)) {
                 continue;
             }
             seen += 1;
