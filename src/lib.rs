@@ -13,7 +13,7 @@
 //!                                                                              observe
 //!    admin       health, metrics, pods, explain, safe mode                  -> export, observe, pods
 //!    export      Prometheus text, access log                                -> observe, pods
-//!    discovery   list and DNS -> pods                                       -> pods, observe
+//!    discovery   list, DNS, Kubernetes -> pods                                  -> pods, observe
 //!    telemetry   /metrics, /v1/models of pods -> readings and facts         -> pods, observe
 //!    sim         simulated pods over HTTP, with faults                      -> sim/engine, api
 //!    runtime     the one clock, the one way to start a task
@@ -71,8 +71,8 @@
 //! (a body is read whole, so that it can be planned and sent again), compression, caching of answers, sticky cookies,
 //! configuration by environment, plug-ins loaded at run time.
 //!
-//! Not built yet, though names leave room for it: connectors other than NIXL, queues by class and tenant, TLS,
-//! Kubernetes discovery, an index fed by KV events, OpenTelemetry export, autoscaling.
+//! Not built yet, though names leave room for it: connectors other than NIXL, TLS, an index fed by KV events, OpenTelemetry export,
+//! autoscaling.
 //!
 //! # Where it differs from the first design, and why
 //!

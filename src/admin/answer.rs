@@ -209,6 +209,7 @@ fn pod_json(pod: &Pod, now: Mono) -> serde_json::Value {
         "role": role_word(pod.spec.role),
         "labels": pod.spec.labels,
         "standing": standing_word(standing),
+        "shut": pod.load.shuts.first().map(crate::pods::Shut::as_str),
         "share": if let Standing::Ramp(share) = standing { Some(share) } else { None },
         "ejected_for_ms": if let Standing::Ejected(until) = standing { Some(millis(until.since(now))) } else { None },
         "load": {

@@ -12,8 +12,8 @@ use super::keys::KeysFile;
 use super::{setup, snapshot};
 use crate::base::{Mono, PodId};
 use crate::config::{Config, POLL_INTERVAL_S, Watcher};
-use crate::discovery;
-use crate::observe::{Readiness, Secret, StepTimeSeries};
+use crate::discovery::{self, Publisher, SourceHealth};
+use crate::observe::{Readiness, Secret, SourceSeries, StepTimeSeries};
 use crate::pods::{Fleet, Pod};
 use crate::prefix::Snapshot;
 use crate::proxy::lobby::Lobby;
@@ -97,6 +97,7 @@ impl Control {
         let (sources, sources_seen) = watch::channel(config.sources.clone());
         let (settings, settings_seen) = watch::channel(config.pods.clone());
         let (tried, tried_seen) = watch::channel(false);
+        let publisher = Arc::new(Publisher::new(Arc::clone(&self.gate.table)));
         self.take_credential(&config);
         let telemetry = Telemetry::new(
             Arc::clone(&self.gate.table),
@@ -106,7 +107,7 @@ impl Control {
         );
         self.readiness.configured();
         let _tasks = [
-            supervise("discovery", discovery::run(sources_seen, settings_seen, Arc::clone(&self.gate.table), tried)),
+            supervise("discovery", discovery::run(sources_seen, settings_seen, Arc::clone(&publisher), tried)),
             supervise("telemetry", Arc::clone(&telemetry).run()),
             supervise("first contacts", prewarm::run(Arc::clone(&self.gate))),
             supervise("queue", Waitroom::run(Arc::clone(&self.gate))),
@@ -118,7 +119,10 @@ impl Control {
         loop {
             tokio::select! {
                 _ = stopped.wait_for(|stops| *stops) => return,
-                _ = beat.tick() => self.beat(&config),
+                _ = beat.tick() => {
+                    self.beat(&config);
+                    self.gate.metrics.sources.store(Arc::new(publisher.health().iter().map(source).collect()));
+                }
                 _ = poll.tick() => {
                     if let Some(new) = self.reloaded(&config) {
                         sources.send_replace(new.sources.clone());
@@ -240,6 +244,12 @@ impl Control {
     fn publish_credential(&self) {
         self.gate.set_credential(self.credential.key().map(|key| Secret::new(key.as_str())));
     }
+}
+
+/// A source of pods, as metrics show it.
+fn source(health: &SourceHealth) -> SourceSeries {
+    let age_s = health.heard.map(|heard| now().since(heard).as_secs_f64());
+    SourceSeries { name: health.name.clone(), age_s, is_failing: health.is_failing }
 }
 
 /// What the latency model knows of a variant, as metrics show it.

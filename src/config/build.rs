@@ -160,7 +160,9 @@ fn sources(pods: &discovery::Settings, found: &mut Found) -> Vec<PodSource> {
         }
     }
     let has = |role: Role| sources.iter().any(|source| source.role == role);
-    if has(Role::Prefill) && !has(Role::Decode) && !has(Role::Both) {
+    // Kubernetes may have the others.
+    let is_all = pods.kubernetes.sources.is_empty();
+    if is_all && has(Role::Prefill) && !has(Role::Decode) && !has(Role::Both) {
         let hint = "some pods only prefill and none decodes; add one with `role: decode` or `role: both` (`--decode`, `--pod`)";
         found.push(("pods.list".into(), hint.into()));
     }

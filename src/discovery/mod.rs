@@ -1,12 +1,18 @@
-//! Finds out where the pods are: from flags and the configuration's list, names resolved again and again.
+//! Finds out where the pods are: from flags and the configuration's list, names resolved again and again, and from Kubernetes.
 //!
-//! A [`PodSource`] is what an operator wrote; [`run`] turns sources into addresses off the data path and publishes them to the
-//! table. Losing a name server costs nothing: the addresses last known stay. How many data-parallel ranks an address has is
+//! Each source says what it finds to the [`Publisher`], which makes all of it together the fleet, off the data path. A [`PodSource`] is
+//! what an operator wrote in the list. Losing a name server or an API server costs nothing: what was known last stays. How many data-parallel ranks an address has is
 //! found out by telemetry.
+mod found;
+pub mod kubernetes;
+mod publish;
 mod resolve;
+mod run;
 mod settings;
 mod source;
 
-pub use resolve::run;
+pub use found::{Board, Found, State};
+pub use publish::{Publisher, SourceHealth};
+pub use run::run;
 pub use settings::{PodEntry, Settings};
 pub use source::{BadPod, Host, PodSource};

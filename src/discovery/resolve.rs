@@ -3,7 +3,7 @@
 //! Each address of a name is a pod, with the name as its authority. If a name has addresses of both families, only those of
 //! IPv4 are taken: `localhost` would otherwise be two pods, one of them dead. A look-up that fails or gives nothing leaves the
 //! addresses last known; a source that never resolved has no pods and is told in the log.
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,24 +13,28 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::found::{Found, State};
+use super::publish::Publisher;
 use super::settings::Settings;
 use super::source::{Host, PodSource};
-use crate::pods::{PodSpec, Table};
+use crate::pods::PodSpec;
 
 /// Addresses of one name that are used; the rest are left out, and told.
 const ADDRS_MAX: usize = 4_096;
+/// Name of the list among the sources.
+const SOURCE: &str = "list";
 /// Look-ups at once.
 const LOOKUPS_MAX: usize = 16;
 
-/// Follows `sources` for ever: resolves them, now and every `resolve_interval_s`, and makes the result the fleet of `table`.
+/// Follows `sources` for ever: resolves them, now and every `resolve_interval_s`, and tells the result.
 /// `tried` becomes true when every source of the first set was tried once, with or without success.
-pub async fn run(
+pub(super) async fn run(
     mut sources: watch::Receiver<Vec<PodSource>>,
     settings: watch::Receiver<Settings>,
-    table: Arc<Table>,
+    publisher: Arc<Publisher>,
     tried: watch::Sender<bool>,
 ) {
-    let mut resolver = Resolver::new(table);
+    let mut resolver = Resolver::new(publisher);
     loop {
         let (interval, timeout) = {
             let settings = settings.borrow();
@@ -56,17 +60,16 @@ async fn system_lookup(name: String) -> io::Result<Vec<IpAddr>> {
 }
 
 struct Resolver {
-    table: Arc<Table>,
+    publisher: Arc<Publisher>,
     /// Addresses last known, by name.
     known: HashMap<String, Vec<IpAddr>>,
     /// Names whose last look-up failed, so that each failure is told once.
     failing: HashSet<String>,
-    published: Option<Vec<PodSpec>>,
 }
 
 impl Resolver {
-    fn new(table: Arc<Table>) -> Self {
-        Self { table, known: HashMap::new(), failing: HashSet::new(), published: None }
+    fn new(publisher: Arc<Publisher>) -> Self {
+        Self { publisher, known: HashMap::new(), failing: HashSet::new() }
     }
 
     /// Looks up every name of `sources`, a few at a time, and forgets names that are no longer in it.
@@ -117,19 +120,13 @@ impl Resolver {
         }
     }
 
-    /// Makes what is known the fleet, if it changed.
-    fn publish(&mut self, sources: &[PodSource]) {
-        let specs = self.specs(sources);
-        if self.published.as_ref() == Some(&specs) {
-            return;
-        }
-        let (added, removed) = self.table.set(specs.clone());
-        self.published = Some(specs);
-        for pod in added {
-            tracing::info!(pod = %pod.id, authority = %pod.spec.authority, addr = %pod.spec.addr, "pod added");
-        }
-        for pod in removed {
-            tracing::info!(pod = %pod.id, authority = %pod.spec.authority, "pod removed, its requests run on");
+    /// Says what is known.
+    fn publish(&self, sources: &[PodSource]) {
+        let found = self.specs(sources).into_iter().enumerate();
+        // In the order of the list.
+        let found = found.map(|(at, spec)| (format!("{at:06}"), vec![Found { spec, state: State::Ready }]));
+        if self.publisher.set(SOURCE, found.collect::<BTreeMap<_, _>>()) {
+            self.publisher.publish();
         }
     }
 
@@ -194,7 +191,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
     use super::*;
-    use crate::pods::Role;
+    use crate::pods::{Role, Table};
     use crate::runtime::supervise;
 
     const LONG: Duration = Duration::from_mins(1);
@@ -225,7 +222,7 @@ mod tests {
     #[tokio::test]
     async fn each_address_of_a_name_is_a_pod() {
         let table = Arc::new(Table::default());
-        let mut resolver = Resolver::new(Arc::clone(&table));
+        let mut resolver = Resolver::new(Arc::new(Publisher::new(Arc::clone(&table))));
         let sources = sources(&["two:8000", "both:1", "http://[::7]:1", "six:2", "gone:1", "10.0.0.1:8000"]);
         resolver.publish(&sources);
         assert_eq!(shown(&table), ["[::7]:1 [::7]:1", "10.0.0.1:8000 10.0.0.1:8000"], "addresses need no name server");
@@ -249,7 +246,7 @@ mod tests {
     #[tokio::test]
     async fn addresses_last_known_stay_when_a_look_up_fails() {
         let table = Arc::new(Table::default());
-        let mut resolver = Resolver::new(Arc::clone(&table));
+        let mut resolver = Resolver::new(Arc::new(Publisher::new(Arc::clone(&table))));
         let both = sources(&["flaky:1", "two:1"]);
         for round in 0..4 {
             resolver.look_up(&both, LONG, lookup).await;
@@ -265,7 +262,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_up_that_hangs_delays_only_itself() {
-        let mut resolver = Resolver::new(Arc::default());
+        let mut resolver = Resolver::new(Arc::new(Publisher::new(Arc::default())));
         let sources = sources(&["hangs:1", "two:1"]);
         resolver.look_up(&sources, Duration::from_millis(20), lookup).await;
         assert_eq!((resolver.known.len(), resolver.failing.len()), (1, 1));
@@ -277,7 +274,7 @@ mod tests {
         let (sender, receiver) = watch::channel(sources(&["127.0.0.1:1"]));
         let (_settings_sender, settings) = watch::channel(Settings::default());
         let (tried, mut was_tried) = watch::channel(false);
-        let task = supervise("discovery", run(receiver, settings, Arc::clone(&table), tried));
+        let task = supervise("discovery", run(receiver, settings, Arc::new(Publisher::new(Arc::clone(&table))), tried));
         was_tried.wait_for(|tried| *tried).await.unwrap();
         assert_eq!(shown(&table), ["127.0.0.1:1 127.0.0.1:1"]);
         was_tried.mark_unchanged();

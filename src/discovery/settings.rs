@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::kubernetes;
 use super::source::{BadPod, PodSource};
 use crate::pods::{Role, health};
 
@@ -14,6 +15,8 @@ use crate::pods::{Role, health};
 pub struct Settings {
     /// The pods, or names that resolve to several. Flags (`--pod`, `--prefill`, `--decode`) replace the list.
     pub list: Vec<PodEntry>,
+    /// Pods of a Kubernetes cluster, beside those of the list.
+    pub kubernetes: kubernetes::Settings,
     /// Time between two look-ups of host names, in seconds.
     pub resolve_interval_s: f64,
     /// Longest time a look-up may take, in seconds. The addresses last known stay in use meanwhile and after a failure.
@@ -43,6 +46,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             list: Vec::new(),
+            kubernetes: kubernetes::Settings::default(),
             resolve_interval_s: 10.0,
             resolve_timeout_s: 5.0,
             credential_file: None,
@@ -80,6 +84,8 @@ impl Settings {
                 problems.push((field.to_owned(), "must be between 0.1 and 86400 seconds".to_owned()));
             }
         }
+        let cluster = self.kubernetes.problems().into_iter();
+        problems.extend(cluster.map(|(field, problem)| (format!("kubernetes.{field}"), problem)));
         let health = self.health.problems().into_iter();
         problems.extend(health.map(|(field, problem)| (format!("health.{field}"), problem)));
         problems

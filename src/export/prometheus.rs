@@ -133,19 +133,18 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::ConfigReloads => family(&metrics.config_reloads, to),
         M::LabelOverflow => family(&metrics.label_overflow, to),
         M::AccessLogDropped => to.sample(&[], metrics.access_log_dropped.load(Relaxed)),
-        M::Connections => to.sample(&[], metrics.connections.value()),
-        M::BodyHeld => to.sample(&[], metrics.body_held.value()),
-        M::MemoryStage => to.sample(&[], metrics.memory_stage.value()),
-        M::IndexBlocks => to.sample(&[], metrics.index_blocks.value()),
-        M::IndexBytes => to.sample(&[], metrics.index_bytes.value()),
         M::StepTime | M::StepTimeError | M::StepTimeSamples => step_times(metric, metrics, to),
-        M::SafeMode | M::Explain | M::Ready => to.sample(&[], switch(metric, metrics).value()),
+        M::SafeMode | M::Explain | M::Ready => to.sample(&[], gauge(metric, metrics).value()),
+        M::Connections | M::BodyHeld | M::MemoryStage => to.sample(&[], gauge(metric, metrics).value()),
+        M::IndexBlocks | M::IndexBytes => to.sample(&[], gauge(metric, metrics).value()),
+        M::DiscoveryAge | M::DiscoveryFailing => sources(metric, metrics, to),
         M::FleetGeneration => to.sample(&[], scrape.fleet.generation),
         M::BuildInfo => to.sample(&[scrape.version], 1),
         M::Pods => roles(scrape.fleet, to),
         M::PodInFlight
         | M::PodPrefillTokens
         | M::PodStanding
+        | M::PodShut
         | M::PodReadingAge
         | M::PodRunning
         | M::PodWaiting
@@ -158,8 +157,13 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
     }
 }
 
-fn switch(metric: MetricName, metrics: &Metrics) -> &Gauge {
+fn gauge(metric: MetricName, metrics: &Metrics) -> &Gauge {
     match metric {
+        MetricName::Connections => &metrics.connections,
+        MetricName::BodyHeld => &metrics.body_held,
+        MetricName::MemoryStage => &metrics.memory_stage,
+        MetricName::IndexBlocks => &metrics.index_blocks,
+        MetricName::IndexBytes => &metrics.index_bytes,
         MetricName::SafeMode => &metrics.safe_mode,
         MetricName::Explain => &metrics.explain,
         _ => &metrics.ready,
@@ -217,6 +221,16 @@ fn queues(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
     }
 }
 
+fn sources(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    for source in metrics.sources.load().iter() {
+        match (metric, source.age_s) {
+            (MetricName::DiscoveryFailing, _) => to.sample(&[&source.name], source.is_failing.into()),
+            (_, Some(age_s)) => to.float(&[&source.name], age_s),
+            _ => {}
+        }
+    }
+}
+
 fn step_times(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
     for known in metrics.step_times.load().iter() {
         match metric {
@@ -249,6 +263,11 @@ fn pod_samples(metric: MetricName, pod: &Pod, now: Mono, to: &mut Writer<'_>) {
             let standing = standing_word(pod.health.lock().standing(now));
             for word in STANDINGS {
                 to.sample(&[&id, word], u64::from(word == standing));
+            }
+        }
+        MetricName::PodShut => {
+            if let Some(why) = pod.load.shuts.first() {
+                to.sample(&[&id, why.as_str()], 1);
             }
         }
         MetricName::PodReadingAge => {
@@ -382,10 +401,12 @@ mod tests {
 
     use super::*;
     use crate::observe::StepTimeSeries;
-    use crate::observe::{Cause, Kind, MetricLimits, QueueSeries, SessionSeries};
+    use crate::observe::{Cause, Kind, MetricLimits, QueueSeries, SessionSeries, SourceSeries};
     use crate::pods::{PodSpec, Reading, Table};
 
     fn fill_waiting(metrics: &Metrics) {
+        let source = SourceSeries { name: "service/m".into(), age_s: Some(1.0), is_failing: true };
+        metrics.sources.store(std::sync::Arc::new(vec![source]));
         metrics.absent.store(std::sync::Arc::new(vec![("m".into(), 1)]));
         metrics.sessions.store(std::sync::Arc::new(vec![SessionSeries {
             model: "m".into(),
@@ -457,6 +478,7 @@ mod tests {
         }
         let mut out = String::new();
         let fleet = table.fleet();
+        fleet.pods[0].load.shuts.set(crate::pods::Shut::Drained, true);
         render(&Scrape { metrics: &metrics, fleet: &fleet, now: Mono(1_500_000), version: "1" }, &mut out);
         out
     }

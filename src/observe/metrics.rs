@@ -119,6 +119,17 @@ pub struct QueueSeries {
     pub backlog_s: f64,
 }
 
+/// A source of pods that is watched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceSeries {
+    /// What it is.
+    pub name: String,
+    /// Time since it was last heard \[seconds\]; `None` before the first time.
+    pub age_s: Option<f64>,
+    /// Its last answer was an error.
+    pub is_failing: bool,
+}
+
 /// Sessions of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionSeries {
@@ -220,6 +231,8 @@ pub struct Metrics {
     pub session_outcomes: Family,
     /// Requests that wait for the first pod of their model; set.
     pub absent: ArcSwap<Vec<(ModelName, u64)>>,
+    /// Sources of pods that are watched; set.
+    pub sources: ArcSwap<Vec<SourceSeries>>,
     /// What waits; set.
     pub queues: ArcSwap<Vec<QueueSeries>>,
     /// Requests at the queue by what became of them.
@@ -279,6 +292,7 @@ impl Metrics {
             sessions: ArcSwap::default(),
             absent: ArcSwap::default(),
             session_outcomes: Family::with(&["at_once", "waited", "refused", "left", "overdue"]),
+            sources: ArcSwap::default(),
             queues: ArcSwap::default(),
             queue_outcomes: Family::with(&["at_once", "waited", "refused", "left", "overdue", "recalled"]),
             queue_waits: std::array::from_fn(|_| Histogram::new(TTFT_US)),

@@ -25,7 +25,9 @@ pub use explain::{ExplainRing, ExplainSource};
 pub use family::Family;
 pub use gauge::{Gauge, Held};
 pub use histogram::{Histogram, LocalHistogram};
-pub use metrics::{MetricLimits, Metrics, QueueSeries, RequestSeries, SessionSeries, Stage, StepTimeSeries};
+pub use metrics::{
+    MetricLimits, Metrics, QueueSeries, RequestSeries, SessionSeries, SourceSeries, Stage, StepTimeSeries,
+};
 pub use model::{InFlight, ModelMetrics, TokenKind};
 pub use names::{Definition, Kind, MetricName};
 pub use readiness::{Missing, Readiness};

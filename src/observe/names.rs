@@ -153,7 +153,7 @@ metrics! {
         "Leases that ran out on a pod, and decoders that came after that, by its own last reading. Anything but 0 means that KV \
          blocks may have been read after they were let go.";
     PodEvents = "pod_events_total", Counter, "events", ["event"],
-        "What happened to pods: added, removed, restarted, ejected, readmitted.";
+        "What happened to pods: restarted, virtual_address (several servers in turn), cut_while_terminating (an answer broke there).";
     Scrapes = "scrapes_total", Counter, "scrapes", ["result"],
         "Scrapes of pods' metrics, by result.";
     ConfigReloads = "config_reloads_total", Counter, "reloads", ["result"],
@@ -186,12 +186,18 @@ metrics! {
         "1 while /readyz answers 200.";
     Pods = "pods", Gauge, "pods", ["role"],
         "Pods of the current snapshot, by role.";
+    DiscoveryAge = "discovery_age_seconds", Gauge, "seconds", ["source"],
+        "Time since a source of pods in Kubernetes was last heard; absent before the first time.";
+    DiscoveryFailing = "discovery_failing", Gauge, "", ["source"],
+        "1 while a source of pods in Kubernetes cannot be asked: the pods last known stay.";
     FleetGeneration = "fleet_generation", Gauge, "", [],
         "Counts up with every change of the pod snapshot.";
     PodInFlight = "pod_in_flight", Gauge, "requests", ["pod"],
         "Requests this gate has in flight on a pod.";
     PodPrefillTokens = "pod_prefill_tokens", Gauge, "tokens", ["pod"],
         "Uncached prompt tokens dispatched to a pod and not yet prefilled.";
+    PodShut = "pod_shut", Gauge, "", ["pod", "reason"],
+        "1 while a pod gets nothing new, by the first reason: terminating, drained, not_ready, asleep.";
     PodStanding = "pod_standing", Gauge, "", ["pod", "standing"],
         "1 for the standing a pod has: ready, ramp, probe or ejected.";
     PodReadingAge = "pod_reading_age_seconds", Gauge, "seconds", ["pod"],

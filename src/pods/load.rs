@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::pins::{Marks, Pins};
 use super::pod::Pod;
 use super::queue::{Queue, Summary};
+use super::shut::Shuts;
 use super::step::{StepCell, StepTime};
 use crate::base::{Mono, Tokens};
 
@@ -33,7 +34,10 @@ pub struct Load {
     held_first_us: AtomicU64,
     /// Something is held against the pod: its health needs a closer look.
     pub(super) is_uneasy: AtomicBool,
-    pub(super) is_asleep: AtomicBool,
+    /// Why it gets nothing new.
+    pub shuts: Shuts,
+    /// The log has said that it breaks answers off while it is being deleted.
+    pub was_told_to_cut: AtomicBool,
     pub(super) scrape_failures: AtomicU32,
     until: AtomicU64,
     at: AtomicU64,
@@ -250,7 +254,7 @@ impl Load {
     /// [`Pod::is_calm`] tells.
     #[inline]
     pub fn is_clear(&self) -> bool {
-        let is_held = self.is_uneasy.load(Relaxed) || self.is_asleep.load(Relaxed);
+        let is_held = self.is_uneasy.load(Relaxed) || !self.shuts.is_open();
         !is_held && self.scrape_failures.load(Relaxed) == 0
     }
 

@@ -15,6 +15,7 @@ use super::health::{Health, Settings, Standing};
 use super::labels::LabelSet;
 use super::load::Load;
 use super::reading::{Facts, Reading, Sleep};
+use super::shut::Shut;
 use super::verdict::Sign;
 use crate::base::{Mono, PodId};
 
@@ -119,7 +120,7 @@ impl Pod {
 
     /// Takes new facts; true if they differ in what the table's index by model is built of.
     pub fn learn(&self, facts: Facts) -> bool {
-        self.load.is_asleep.store(facts.sleep == Sleep::Asleep, Relaxed);
+        self.load.shuts.set(Shut::Asleep, facts.sleep == Sleep::Asleep);
         self.load.capacity.store(facts.capacity.map_or(0, |tokens| tokens.0), Relaxed);
         let changed = self.facts.load().served != facts.served;
         self.facts.store(Arc::new(facts));
@@ -164,7 +165,7 @@ impl Pod {
     /// Whether nothing is held against the pod and it is awake: what needs no closer look.
     pub fn is_calm(&self, now: Mono) -> bool {
         let is_dark = self.load.scrape_failures.load(Relaxed) >= DARK_FAILURES;
-        let is_held = self.load.is_uneasy.load(Relaxed) || self.load.is_asleep.load(Relaxed);
+        let is_held = self.load.is_uneasy.load(Relaxed) || !self.load.shuts.is_open();
         !(is_held || is_dark && self.is_silent(now))
     }
 
@@ -195,17 +196,16 @@ impl Pod {
     /// What the fleet's rules look at. A pod that answers neither telemetry nor its requests is frozen: it looks idle, and
     /// would draw all traffic, so it counts as ejected until one of the two answers.
     pub fn sign(&self, now: Mono) -> Sign {
-        let (is_asleep, is_dark) =
-            (self.load.is_asleep.load(Relaxed), self.load.scrape_failures.load(Relaxed) >= DARK_FAILURES);
+        let (shut, is_dark) = (self.load.shuts.first(), self.load.scrape_failures.load(Relaxed) >= DARK_FAILURES);
         if is_dark && self.is_silent(now) {
             let standing = Standing::Ejected(now.after(SILENCE_LOOK));
-            return Sign { standing, busy_until: None, is_asleep, is_dark };
+            return Sign { standing, busy_until: None, shut, is_dark };
         }
         if !self.load.is_uneasy.load(Relaxed) {
-            return Sign { standing: Standing::Ready, busy_until: None, is_asleep, is_dark };
+            return Sign { standing: Standing::Ready, busy_until: None, shut, is_dark };
         }
         let health = self.health.lock();
-        Sign { standing: health.standing(now), busy_until: health.busy_until(now), is_asleep, is_dark }
+        Sign { standing: health.standing(now), busy_until: health.busy_until(now), shut, is_dark }
     }
 }
 
@@ -252,17 +252,17 @@ pub(super) mod tests {
     fn the_lock_free_look_tells_what_the_locked_one_does() {
         let pod = pod(1);
         let now = Mono(7_000_000);
-        assert_eq!(
-            pod.sign(now),
-            Sign { standing: Standing::Ready, busy_until: None, is_asleep: false, is_dark: false }
-        );
+        assert_eq!(pod.sign(now), Sign { standing: Standing::Ready, busy_until: None, shut: None, is_dark: false });
         pod.health.lock().on(now, Outcome::Busy { retry_after: None });
         assert_eq!(pod.sign(now).busy_until, Some(Mono(8_000_000)));
         pod.learn(Facts { sleep: Sleep::Asleep, ..Facts::default() });
         (0..3).for_each(|_| pod.unreached());
         (0..3).for_each(|_| pod.health.lock().on(now, Outcome::ConnectFailed));
         let sign = pod.sign(now);
-        assert_eq!((sign.is_asleep, sign.is_dark, sign.standing), (true, true, Standing::Ejected(Mono(12_000_000))));
+        assert_eq!(
+            (sign.shut, sign.is_dark, sign.standing),
+            (Some(Shut::Asleep), true, Standing::Ejected(Mono(12_000_000)))
+        );
         pod.read(Reading::default());
         pod.reached();
         pod.restarted(now);

@@ -66,14 +66,17 @@ impl Fleet {
         self.pods.get(position)
     }
 
-    /// Positions of the pods to choose from for `model`: those known to serve it. If there is none, those nothing is known
-    /// of, because one of them may; if that is empty too, nobody here serves the model. Pods that only prefill do not count: while
-    /// no other pod has told its models, one of the others has to be tried.
+    /// Positions of the pods to choose from for `model`: those known to serve it. If there is none, or they get nothing new, those nothing
+    /// is known of, because one of them may; if that is empty too, nobody here serves the model. Pods that only prefill do not count:
+    /// while no other pod has told its models, one of the others has to be tried.
     pub fn serving(&self, model: &str) -> &[usize] {
         let Some(known) = self.by_model.get(model) else { return &self.unknown };
-        let decodes = |position: &usize| self.lanes.get(*position).is_some_and(|lane| lane.role != Role::Prefill);
-        let is_enough = !self.has_prefill || self.unknown.is_empty() || known.iter().any(decodes);
-        if is_enough { known } else { &self.unknown }
+        let is_of_use = |position: &usize| {
+            self.lanes
+                .get(*position)
+                .is_some_and(|lane| lane.load.shuts.is_open() && (!self.has_prefill || lane.role != Role::Prefill))
+        };
+        if self.unknown.is_empty() || known.iter().any(is_of_use) { known } else { &self.unknown }
     }
 
     /// The pods at these positions.

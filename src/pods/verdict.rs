@@ -1,11 +1,12 @@
 //! Who of a model's pods may be used now: each pod's own standing, corrected by what the others are like.
 //!
 //! Two passes over the candidates, nothing allocated: count them into a [`Census`], then ask its [`Rule`] about each. The
-//! rules: sleeping pods get nothing, ever. At most a share (half) of the serving pods may be out, the last one never; if
+//! rules: pods that are shut (asleep, drained, not ready, terminating) get nothing, ever. At most a share (half) of the serving pods may be out, the last one never; if
 //! more are out, all serving ones are used again (Envoy's panic threshold), because then the fault is hardly theirs. A pod
 //! that is ejected *and* does not answer telemetry is down, not ejected: it is used only if there is nothing else. A pod
 //! that asked for a pause is spared while another can take the request.
 use super::health::Standing;
+use super::shut::Shut;
 use crate::base::Mono;
 
 /// What the rules look at, of one pod at one instant.
@@ -15,8 +16,8 @@ pub struct Sign {
     pub standing: Standing,
     /// Until when it asked to be spared.
     pub busy_until: Option<Mono>,
-    /// Its engine sleeps.
-    pub is_asleep: bool,
+    /// Why it gets nothing new, if it does not.
+    pub shut: Option<Shut>,
     /// Telemetry could not reach it several times in a row.
     pub is_dark: bool,
 }
@@ -24,8 +25,8 @@ pub struct Sign {
 /// Why a pod may not be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
-    /// The engine sleeps.
-    Asleep,
+    /// It gets nothing new.
+    Shut(Shut),
     /// Ejected until then.
     Ejected(Mono),
     /// Ejected, and telemetry cannot reach it either.
@@ -45,8 +46,8 @@ pub struct Census {
     pub out: u32,
     /// Out and out of telemetry's reach.
     pub down: u32,
-    /// Asleep.
-    pub asleep: u32,
+    /// Those that get nothing new.
+    pub shut: u32,
 }
 
 /// What follows for each of them.
@@ -64,7 +65,7 @@ impl Census {
     /// Counts one candidate.
     pub fn add(&mut self, sign: &Sign) {
         let group = match sign {
-            Sign { is_asleep: true, .. } => &mut self.asleep,
+            Sign { shut: Some(_), .. } => &mut self.shut,
             Sign { standing: Standing::Ejected(_) | Standing::Probe, is_dark, .. } => {
                 if *is_dark {
                     &mut self.down
@@ -92,7 +93,7 @@ impl Rule {
     /// Whether this candidate may be used: its standing for the decision, or why not.
     pub fn apply(&self, sign: &Sign) -> Result<Standing, Absent> {
         match *sign {
-            Sign { is_asleep: true, .. } => Err(Absent::Asleep),
+            Sign { shut: Some(why), .. } => Err(Absent::Shut(why)),
             Sign { standing: standing @ (Standing::Ejected(_) | Standing::Probe), is_dark, .. } => {
                 if self.panic && (self.last_resort || !is_dark) {
                     return Ok(Standing::Ready);
@@ -137,7 +138,7 @@ mod tests {
             _ => Standing::Ready,
         };
         let busy_until = (letter == 'b').then_some(LATER);
-        Sign { standing, busy_until, is_asleep: letter == 's', is_dark: letter == 'd' }
+        Sign { standing, busy_until, shut: (letter == 's').then_some(Shut::Asleep), is_dark: letter == 'd' }
     }
 
     #[test]

@@ -328,6 +328,7 @@ impl Exchange {
                     if outcome == Outcome::Broken {
                         let key = facts.body_key();
                         self.gate.guards.broke(now(), choice.pod.id, started, key);
+                        self.gate.cut(&choice.pod);
                     }
                     trial.settled(usage, outcome);
                     self.paid(&choice, usage.as_ref());
@@ -359,6 +360,7 @@ impl Exchange {
             Failure::NoHead | Failure::BrokenUncommitted | Failure::WriteBroken => {
                 let key = facts.body_key();
                 self.gate.guards.broke(now(), choice.pod.id, started, key);
+                self.gate.cut(&choice.pod);
             }
             _ => {}
         }

@@ -37,7 +37,7 @@ use super::shown::Shown;
 use super::waitroom::Waitroom;
 use crate::disagg::{Balances, Pairs};
 use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
-use crate::pods::Table;
+use crate::pods::{Pod, Shut, Table};
 use crate::prefix::{Index, SaltKey};
 use crate::runtime::now;
 use crate::scheduling::{Latency, Peers, Profile};
@@ -166,6 +166,22 @@ pub struct Parts {
 }
 
 impl Gate {
+    /// An answer broke on a pod. One that is being deleted should let them end: that is told, once for each.
+    pub fn cut(&self, pod: &Pod) {
+        if !pod.load.shuts.has(Shut::Terminating) {
+            return;
+        }
+        self.metrics.pod_events.inc("cut_while_terminating");
+        if !pod.load.was_told_to_cut.swap(true, Relaxed) {
+            tracing::warn!(
+                pod = %pod.id,
+                labels = ?pod.spec.labels,
+                "a pod that is being deleted broke answers off; start vLLM with --shutdown-timeout (0 by default) and give the pod a \
+                 terminationGracePeriodSeconds above it"
+            );
+        }
+    }
+
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { table, index, metrics, explain, safe_mode, log, hook, .. } = parts;

@@ -294,6 +294,7 @@ impl Exchange {
             Tried::Done(usage, outcome) => {
                 if outcome == Outcome::Broken {
                     self.gate.guards.broke(now(), pod, sent, facts.body_key());
+                    self.gate.cut(&course.decode.pod);
                 }
                 let check = trial.checked().unwrap_or(Check::Open);
                 trial.settled(usage, outcome);

@@ -383,7 +383,7 @@ impl Rooms for Books<'_> {
 /// What the books of a pod say of its room; `None`: it takes nothing. `output` is how long answers are expected to be \[tokens\].
 pub fn room_of(pod: &Pod, output: Option<f64>, now: Mono) -> Option<Room> {
     let sign = pod.sign(now);
-    let is_in = !matches!(sign.standing, Standing::Ejected(_)) && !sign.is_asleep;
+    let is_in = !matches!(sign.standing, Standing::Ejected(_)) && sign.shut.is_none();
     if !is_in {
         return None;
     }

@@ -15,7 +15,7 @@ use super::{
     Verdict, Warm, decide, safe_mode,
 };
 use crate::base::{Mono, PodId, Rng, Tokens};
-use crate::pods::{LoadNow, Role, Standing, StepTime};
+use crate::pods::{LoadNow, Role, Shut, Standing, StepTime};
 
 const SEEDS: u64 = 400;
 
@@ -69,7 +69,7 @@ fn any_pod(id: u32, rng: &mut Rng) -> PodView {
         last_dispatch: (rng.below(2) == 0).then(|| Mono(rng.below(NOW.0))),
         last_cold: (rng.below(2) == 0).then(|| Mono(rng.below(NOW.0))),
         context_max: (rng.below(2) == 0).then(|| Tokens(rng.below(40_000))),
-        sleeping: rng.below(8) == 0,
+        shut: (rng.below(8) == 0).then_some(Shut::Asleep),
         serves: [Serves::Yes, Serves::Yes, Serves::Unknown, Serves::No][rng.below(4) as usize],
         capacity: (rng.below(2) == 0).then_some(Tokens(500_000)),
         block_tokens: (rng.below(2) == 0).then_some(16),
@@ -190,7 +190,7 @@ fn decided(request: &Request<'_>, pods: &[PodView], seed: u64) -> Decision {
 fn may_answer(request: &Request<'_>, pods: &[PodView], pod: &PodView) -> bool {
     let best = if pods.iter().any(|pod| pod.serves == Serves::Yes) { Serves::Yes } else { Serves::Unknown };
     let serves = request.model.is_empty() || pod.serves == best;
-    serves && request.may_use(pod.role) && !pod.sleeping && !request.excluded.contains(&pod.id)
+    serves && request.may_use(pod.role) && pod.shut.is_none() && !request.excluded.contains(&pod.id)
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn mode_of(candidates: &Candidates<'_>) -> Mode {
 pub fn safe_mode(pods: &[PodView], request: &Request<'_>, rng: &mut Rng) -> Decision {
     let seed = rng.bits();
     let draw = |pod: PodId| Rng::new(seed ^ (u64::from(pod.0) << 1)).bits();
-    let can = |pod: &&PodView| !pod.sleeping && fits(pod, request) && !request.excluded.contains(&pod.id);
+    let can = |pod: &&PodView| pod.shut.is_none() && fits(pod, request) && !request.excluded.contains(&pod.id);
     let rank = |pod: &PodView| {
         let is_bad = matches!(pod.standing, Standing::Ejected(_) | Standing::Probe);
         (pod.serves != Serves::Yes, is_bad, pod.load.requests, draw(pod.id), pod.id)
@@ -223,8 +223,8 @@ fn nobody(pods: &[PodView], request: &Request<'_>) -> Nobody {
         Nobody::ModelUnknown
     } else if !pods.iter().any(|pod| fits(pod, request)) {
         Nobody::NoRole
-    } else if !pods.iter().any(|pod| fits(pod, request) && !pod.sleeping) {
-        Nobody::AllAsleep
+    } else if !pods.iter().any(|pod| fits(pod, request) && pod.shut.is_none()) {
+        Nobody::AllShut
     } else {
         Nobody::AllTried
     }

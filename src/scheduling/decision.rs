@@ -58,8 +58,8 @@ pub enum Nobody {
     ModelUnknown,
     /// The pods that serve it may not do this step (only prefill pods, or none).
     NoRole,
-    /// All pods that could are asleep.
-    AllAsleep,
+    /// All pods that could get nothing new: asleep, drained, not ready or terminating.
+    AllShut,
     /// All pods that could are ejected or already have their one probe.
     AllEjected,
     /// All pods that could were already tried for this request.
@@ -74,7 +74,7 @@ impl Nobody {
         Self::NoPods,
         Self::ModelUnknown,
         Self::NoRole,
-        Self::AllAsleep,
+        Self::AllShut,
         Self::AllEjected,
         Self::AllTried,
         Self::Filtered,
@@ -86,7 +86,7 @@ impl Nobody {
             Self::NoPods => "no_pods",
             Self::ModelUnknown => "model_unknown",
             Self::NoRole => "no_role",
-            Self::AllAsleep => "all_asleep",
+            Self::AllShut => "all_shut",
             Self::AllEjected => "all_ejected",
             Self::AllTried => "all_tried",
             Self::Filtered => "filtered",

@@ -41,7 +41,7 @@ pub(super) fn pod(id: u32) -> PodView {
         last_cold: None,
         context_max: None,
         labels: LabelSet::default(),
-        sleeping: false,
+        shut: None,
         serves: Serves::Yes,
         capacity: None,
         block_tokens: None,

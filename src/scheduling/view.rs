@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::request::Request;
 use crate::base::{Mono, PodId, Tokens};
-use crate::pods::{Facts, LabelSet, LoadNow, Marks, Pod, Role, Served, Sign, Standing, StepTime};
+use crate::pods::{Facts, LabelSet, LoadNow, Marks, Pod, Role, Served, Shut, Sign, Standing, StepTime};
 
 /// Whether a pod serves the model of the request. Source: the pod's `/v1/models`; as old as its last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,8 +103,8 @@ pub struct PodView {
     pub context_max: Option<Tokens>,
     /// The operator's labels. Source: configuration or discovery. Never unknown.
     pub labels: LabelSet,
-    /// The engine sleeps (weights offloaded). Source: scrape. Unknown counts as awake.
-    pub sleeping: bool,
+    /// Why it gets nothing new: its engine sleeps (scrape), or discovery or an operator say so. Unknown counts as open.
+    pub shut: Option<Shut>,
     /// Whether it serves the model asked for.
     pub serves: Serves,
     /// KV capacity \[tokens\]. Source: `vllm:cache_config_info`, fixed while the engine runs; `None` before it was read.
@@ -167,7 +167,7 @@ impl PodView {
             last_cold: pod.load.last_cold(),
             context_max: served.and_then(|served| served.context_max),
             labels: pod.labels,
-            sleeping: sign.is_asleep,
+            shut: sign.shut,
             serves,
             capacity: facts.capacity,
             block_tokens: facts.block_tokens,
@@ -181,7 +181,7 @@ impl PodView {
 
     /// What the fleet's rules look at.
     pub const fn sign(&self) -> Sign {
-        Sign { standing: self.standing, busy_until: self.busy_until, is_asleep: self.sleeping, is_dark: self.is_dark }
+        Sign { standing: self.standing, busy_until: self.busy_until, shut: self.shut, is_dark: self.is_dark }
     }
 
     /// KV occupied there by everybody \[tokens\]. Unknown parts are 0.
@@ -234,7 +234,7 @@ mod tests {
         pod.learn(Facts { sleep: Sleep::Asleep, ..Facts::default() });
         (0..3).for_each(|_| pod.unreached());
         let view = PodView::of(&pod, &request, &Belief::default(), NOW);
-        assert_eq!((view.busy_until, view.sleeping, view.is_dark), (Some(Mono(9_000_000)), true, true));
+        assert_eq!((view.busy_until, view.shut, view.is_dark), (Some(Mono(9_000_000)), Some(Shut::Asleep), true));
         assert_eq!(view.sign(), pod.sign(NOW));
     }
 

@@ -49,6 +49,12 @@ impl Gate {
     }
 
     async fn launch(pods: (&[SocketAddr], &[SocketAddr], &[SocketAddr]), yaml: &str, hook: Option<Hook>) -> Self {
+        let gate = Self::started(pods, yaml, hook).await;
+        gate.eventually("ready", || gate.app().is_ready()).await;
+        gate
+    }
+
+    async fn started(pods: (&[SocketAddr], &[SocketAddr], &[SocketAddr]), yaml: &str, hook: Option<Hook>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let urls = |addrs: &[SocketAddr]| addrs.iter().map(|addr| format!("http://{addr}")).collect::<Vec<_>>();
         let name = format!("tidegate-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
@@ -68,9 +74,12 @@ impl Gate {
             ..ServeArgs::default()
         };
         let app = tokio::task::spawn_blocking(move || App::start(args, hook)).await.unwrap().expect("the gate starts");
-        let gate = Self { app: Some(app), dir };
-        gate.eventually("ready", || gate.app().is_ready()).await;
-        gate
+        Self { app: Some(app), dir }
+    }
+
+    /// A gate of this configuration that need not be ready when this returns.
+    pub async fn unready(yaml: &str) -> Self {
+        Self::started((&[], &[], &[]), yaml, None).await
     }
 
     /// A gate in front of `count` simulated pods of `config`, which is ready when this returns.

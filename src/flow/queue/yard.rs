@@ -260,7 +260,8 @@ impl Yard {
                 continue;
             }
             let (is_ready, worse_us) = (one.may_take(look.pod, look.now), one.wish.worse_us(look.pod));
-            if !is_ready && !(is_idle && one.gains(look.pod)) {
+            let is_taken = is_ready || is_idle && one.gains(look.pod);
+            if !is_taken {
                 continue;
             }
             seen += 1;

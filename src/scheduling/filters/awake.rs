@@ -1,9 +1,10 @@
-//! Keeps the pods whose engine is awake: a sleeping one has no weights in its memory.
+//! Keeps the pods that may get something new: a sleeping engine has no weights in its memory, and one that is drained, not ready or
+//! terminating ends what it has.
 //!
-//! Reads: `sleeping` (`vllm:engine_sleep_state` of the last scrape, as old as that).
-//! Drops: sleeping pods.
+//! Reads: `shut` (`vllm:engine_sleep_state` of the last scrape, as old as that; discovery; operators).
+//! Drops: pods that are shut.
 //! Range: keep or drop.
-//! Unknown: a pod that does not say is awake.
+//! Unknown: a pod of which nothing is said is open.
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,14 +26,14 @@ pub fn build(_: &Settings) -> Box<dyn Filter> {
 impl Filter for Awake {
     fn judge(&self, _: &Context<'_>, pods: &Candidates<'_>, verdicts: &mut [Verdict]) {
         for (pod, verdict) in pods.iter().zip(verdicts) {
-            if pod.sleeping {
-                *verdict = Verdict::Drop("asleep");
+            if let Some(why) = pod.shut {
+                *verdict = Verdict::Drop(why.as_str());
             }
         }
     }
 
     fn nobody(&self) -> Nobody {
-        Nobody::AllAsleep
+        Nobody::AllShut
     }
 }
 
@@ -41,12 +42,14 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use crate::base::Tokens;
+    use crate::pods::Shut;
     use crate::scheduling::testing::{judged, pod};
     use crate::scheduling::{PodView, Request};
 
     #[test]
-    fn sleepers_get_nothing() {
-        let pods = [pod(0), PodView { sleeping: true, ..pod(1) }];
-        assert_eq!(judged(&Awake, &Request::new("m", Tokens(1)), &pods), [true, false]);
+    fn who_is_shut_gets_nothing() {
+        let shut = |why, id| PodView { shut: Some(why), ..pod(id) };
+        let pods = [pod(0), shut(Shut::Asleep, 1), shut(Shut::Drained, 2)];
+        assert_eq!(judged(&Awake, &Request::new("m", Tokens(1)), &pods), [true, false, false]);
     }
 }

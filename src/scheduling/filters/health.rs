@@ -1,6 +1,6 @@
 //! Holds the fleet's rules on who may be used (`pods::verdict`), and lets a recovering pod take its share only.
 //!
-//! Reads: `standing` and `busy_until` (answers to our own requests, current), `is_dark` and `sleeping` (scrapes), `load` (own
+//! Reads: `standing` and `busy_until` (answers to our own requests, current), `is_dark` (scrapes), `shut` (scrapes, discovery, operators), `load` (own
 //!   bookings), the request's excluded pods, the fleet's `ejected_share_max`.
 //! Drops: ejected pods; pods that asked for a pause (`Retry-After`) while another is free; a half-open pod that already has a
 //!   request without its first token; a ramping pod whose requests in flight have reached its share of the mean over the
@@ -43,7 +43,7 @@ impl Fleet {
         for pod in pods.iter().filter(|pod| !cx.request.excluded.contains(&pod.id)) {
             let sign = pod.sign();
             census.add(&sign);
-            if sign.standing == Standing::Ready && sign.busy_until.is_none() && !sign.is_asleep {
+            if sign.standing == Standing::Ready && sign.busy_until.is_none() && sign.shut.is_none() {
                 full += 1;
                 requests += f64::from(pod.load.requests);
             }
@@ -62,7 +62,7 @@ impl Fleet {
     fn verdict(&self, pod: &PodView) -> Verdict {
         let is_out = matches!(pod.standing, Standing::Ejected(_) | Standing::Probe);
         match self.rule.apply(&pod.sign()) {
-            Err(Absent::Asleep) => Verdict::Drop("asleep"),
+            Err(Absent::Shut(why)) => Verdict::Drop(why.as_str()),
             Err(Absent::Ejected(_)) => Verdict::Drop("ejected"),
             Err(Absent::Down) => Verdict::Drop("ejected and out of telemetry's reach"),
             Err(Absent::Busy(_)) => Verdict::Drop("asked for a pause while others are free"),
@@ -90,7 +90,7 @@ impl Fleet {
 
 impl Filter for Health {
     fn judge(&self, cx: &Context<'_>, pods: &Candidates<'_>, verdicts: &mut [Verdict]) {
-        if pods.iter().all(|pod| pod.standing == Standing::Ready && pod.busy_until.is_none() && !pod.sleeping) {
+        if pods.iter().all(|pod| pod.standing == Standing::Ready && pod.busy_until.is_none() && pod.shut.is_none()) {
             return;
         }
         let fleet = Fleet::survey(cx, pods);

@@ -8,7 +8,7 @@ use super::super::test_server::{Pace, Server};
 use super::super::{Credential, Settings};
 use super::*;
 use crate::base::Tokens;
-use crate::pods::{PodSpec, Reservation, Role, Sleep, Standing, Table};
+use crate::pods::{PodSpec, Reservation, Role, Shut, Sleep, Standing, Table};
 
 const METRICS: &str = include_str!("../../../tests/fixtures/vllm/metrics-idle.txt");
 const MODELS: &str = include_str!("../../../tests/fixtures/vllm/models-tiny.json");
@@ -187,10 +187,10 @@ async fn sleep_is_seen() {
     let server = says.set("/metrics", ok(&asleep)).set("/v1/models", ok(MODELS)).serve().await;
     let mut bench = Bench::new(server.addr);
     bench.visit().await;
-    assert_eq!((bench.pod().facts.load().sleep, bench.pod().sign(now()).is_asleep), (Sleep::Asleep, true));
+    assert_eq!((bench.pod().facts.load().sleep, bench.pod().sign(now()).shut), (Sleep::Asleep, Some(Shut::Asleep)));
     says.set("/metrics", ok(METRICS));
     bench.visit().await;
-    assert!(!bench.pod().sign(now()).is_asleep);
+    assert_eq!(bench.pod().sign(now()).shut, None);
 }
 
 #[tokio::test]
