@@ -229,6 +229,7 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
         }),
         now: now as fn() -> Mono,
         changes_from: config.admin.changes_from,
+        hosts: config.admin.hosts.clone(),
         version: env!("CARGO_PKG_VERSION"),
     }
 }

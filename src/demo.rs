@@ -1,10 +1,15 @@
-//! `tidegate demo`: a gate in front of simulated pods in one process, so that a first user sees it work within a minute.
+//! `tidegate demo`: a gate in front of simulated pods in one process, with some made-up traffic, so that a first user sees it work
+//! within a minute.
+mod visitors;
+
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::{App, StartError};
 use crate::config::ServeArgs;
 use crate::disagg::Decider;
+use crate::runtime::{Task, supervise};
 use crate::sim::http::{Fleet, SimConfig, SimPod, SimRole};
 
 /// Arguments of `tidegate demo`.
@@ -25,12 +30,24 @@ pub struct DemoArgs {
     /// Prefill and decode on two pods: one pod prefills, two decode, in place of `--pods`.
     #[arg(long)]
     pub pd: bool,
+    /// Requests per second of made-up users, on average; 0: nobody but you.
+    #[arg(long, value_name = "RATE", default_value_t = 2.0, value_parser = rate)]
+    pub load: f64,
 }
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.0..=RATE_MAX).contains(rate));
+    rate.ok_or_else(|| format!("write requests per second, from 0 to {RATE_MAX}"))
+}
+
+/// Most requests per second that the made-up users can be asked for.
+const RATE_MAX: f64 = 500.0;
 
 /// A running demonstration.
 pub struct Demo {
     app: App,
     pods: Vec<SocketAddr>,
+    visitors: Option<Task>,
     _fleets: Vec<Fleet>,
     _runtime: tokio::runtime::Runtime,
 }
@@ -69,7 +86,14 @@ impl Demo {
             ..ServeArgs::default()
         };
         let pods = fleets.iter().flat_map(Fleet::addrs).collect();
-        Ok(Self { app: App::start(serve, None)?, pods, _fleets: fleets, _runtime: runtime })
+        let app = App::start(serve, None)?;
+        let context = runtime.enter();
+        let table = Arc::clone(&app.gate().table);
+        let is_open = move || table.fleet().unknown.is_empty() && !table.fleet().pods.is_empty();
+        let visitors =
+            (args.load > 0.0).then(|| supervise("visitors", visitors::visit(app.addr(), args.load, is_open)));
+        drop(context);
+        Ok(Self { app, pods, visitors, _fleets: fleets, _runtime: runtime })
     }
 
     /// What to type next.
@@ -80,9 +104,14 @@ impl Demo {
              curl -N http://{addr}/v1/chat/completions -H 'content-type: application/json' \\\n    \
              -H 'x-tidegate-explain: 1' -D - \\\n    \
              -d '{{\"model\":\"demo\",\"stream\":true,\"max_tokens\":32,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n\n\
-             Operators look at http://{admin}/ (/metrics, /pods, /explain, /readyz). With your own pods:\n\n  \
+             Watch it: http://{admin}/dashboard{} (for tools: /metrics, /pods, /explain, /readyz). With your own pods:\n\n  \
              tidegate serve --pod http://HOST:8000 --pod http://HOST:8001\n",
-            self.pods.len()
+            self.pods.len(),
+            if self.visitors.is_some() {
+                " (some made-up users are there already; --load 0 sends them away)"
+            } else {
+                ""
+            }
         )
     }
 
@@ -93,6 +122,7 @@ impl Demo {
 
     /// Ends it.
     pub fn stop(self) {
+        drop(self.visitors);
         self.app.close(Duration::from_secs(1));
     }
 }

@@ -6,12 +6,12 @@
 //! `tests/tidy/arrows.rs`, which fails on a new arrow and on any circle.
 //!
 //! ```text
-//! main, demo   arguments, exit codes; gate and simulated pods in one process
+//! main, demo   arguments, exit codes; gate, simulated pods and users in one process
 //! app          builds every room, connects, starts, stops; knows all, decides nothing
 //! 4  config      tree of settings -> Config; problems with place and remedy -> settings of all rooms
 //! 3  proxy       the data path: accept, check, plan, forward, stream back   -> scheduling, flow, disagg, api, prefix, pods,
 //!                                                                              observe
-//!    admin       health, metrics, pods, explain, safe mode                  -> export, observe, pods
+//!    admin       health, metrics, pods, explain, safe mode; the dashboard   -> export, observe, pods
 //!    export      Prometheus text, access log                                -> observe, pods
 //!    discovery   list, DNS, Kubernetes -> pods                                  -> pods, observe
 //!    telemetry   /metrics, /v1/models of pods -> readings and facts         -> pods, observe

@@ -36,6 +36,8 @@ pub struct AdminState {
     pub now: fn() -> Mono,
     /// Who may change something.
     pub changes_from: Changes,
+    /// Names of its own under which browsers are answered.
+    pub hosts: Vec<String>,
     /// Version of the program.
     pub version: &'static str,
 }
@@ -72,6 +74,7 @@ impl Answer {
 }
 
 const INDEX: &str = "tidegate admin\n\
+    GET  /dashboard            all of it to look at, in a browser\n\
     GET  /healthz              the event loop answers\n\
     GET  /readyz               ready for traffic\n\
     GET  /metrics              Prometheus text\n\
@@ -264,6 +267,7 @@ pub(super) mod tests {
             }),
             now: || Mono(2_000_000),
             changes_from: Changes::Loopback,
+            hosts: Vec::new(),
             version: "9.9",
         }
     }

@@ -17,6 +17,10 @@ pub(super) struct Request {
     pub(super) body: Vec<u8>,
     /// A browser says where the page came from; tools do not.
     pub(super) has_origin: bool,
+    /// Browsers say which languages they like, and a page can't keep them from it; tools do not.
+    pub(super) has_language: bool,
+    pub(super) wants_html: bool,
+    pub(super) host: Option<String>,
     pub(super) keep_alive: bool,
 }
 
@@ -70,7 +74,8 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(Request, usize, usize)>, BadReque
         Err(httparse::Error::TooManyHeaders) => return Err(Refused(431, "too many header fields")),
         Err(_) => return Err(Refused(400, "not an HTTP/1 request")),
     };
-    let (mut body_bytes, mut has_origin, mut keep_alive) = (None, false, head.version == Some(1));
+    let mut body_bytes = None;
+    let mut request = Request { keep_alive: head.version == Some(1), ..Request::default() };
     for field in head.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("transfer-encoding") {
@@ -84,18 +89,26 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(Request, usize, usize)>, BadReque
                 return Err(Refused(400, "Content-Length twice"));
             }
         } else if is("origin") {
-            has_origin = true;
+            request.has_origin = true;
+        } else if is("accept-language") {
+            request.has_language = true;
+        } else if is("accept") {
+            request.wants_html |= field.value.windows(9).any(|part| part == b"text/html");
+        } else if is("host") {
+            // Of two the last counts for neither: no browser sends them.
+            let host = String::from_utf8_lossy(field.value).into_owned();
+            request.host = if request.host.is_some() { Some(String::new()) } else { Some(host) };
         } else if is("connection") {
-            keep_alive &= !field.value.eq_ignore_ascii_case(b"close");
+            request.keep_alive &= !field.value.eq_ignore_ascii_case(b"close");
         }
     }
     let body_bytes = body_bytes.unwrap_or(0);
     if body_bytes > BODY_BYTES_MAX {
         return Err(Refused(413, "request body too large"));
     }
-    let path = head.path.unwrap_or("/").to_owned();
-    let method = head.method.unwrap_or_default().to_owned();
-    Ok(Some((Request { method, path, body: Vec::new(), has_origin, keep_alive }, head_bytes, body_bytes)))
+    head.path.unwrap_or("/").clone_into(&mut request.path);
+    head.method.unwrap_or_default().clone_into(&mut request.method);
+    Ok(Some((request, head_bytes, body_bytes)))
 }
 
 /// Name of the statuses used here.
@@ -109,6 +122,7 @@ pub(super) const fn reason(status: u16) -> &'static str {
         408 => "Request Timeout",
         411 => "Length Required",
         413 => "Content Too Large",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         503 => "Service Unavailable",
         _ => "",

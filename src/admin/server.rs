@@ -14,7 +14,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::answer::{AdminState, Answer, answer};
-use super::http::{self, BadRequest};
+use super::board::Board;
+use super::http::{self, BadRequest, Request};
+use super::{dashboard, feed, hosts};
 use crate::runtime::supervise;
 
 /// Most connections at once.
@@ -71,6 +73,9 @@ pub fn spawn_thread(listener: StdListener, state: Arc<AdminState>) -> io::Result
 
 async fn accept(listener: TcpListener, state: Arc<AdminState>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let board = Arc::new(Board::new());
+    let (looking, looked_at) = (Arc::clone(&board), Arc::clone(&state));
+    let _look = supervise("dashboard", async move { looking.run(&looked_at).await });
     loop {
         let Ok((socket, peer)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -80,21 +85,27 @@ async fn accept(listener: TcpListener, state: Arc<AdminState>) {
             state.metrics.refused.inc("admin_connections");
             continue;
         };
-        let state = Arc::clone(&state);
+        let (state, board) = (Arc::clone(&state), Arc::clone(&board));
         supervise("admin connection", async move {
-            serve(socket, peer.ip(), &state).await;
+            serve(socket, peer.ip(), &state, &board).await;
             drop(permit);
         })
         .detach();
     }
 }
 
-async fn serve(mut socket: TcpStream, peer: IpAddr, state: &AdminState) {
+async fn serve(mut socket: TcpStream, peer: IpAddr, state: &AdminState, board: &Board) {
     let mut buffer = Vec::new();
     loop {
         let (reply, keep_alive, has_body) = match timeout(REQUEST_TIME, http::read(&mut socket, &mut buffer)).await {
             Ok(Ok(request)) => {
-                let reply = answer(state, peer, &request.method, &request.path, &request.body, request.has_origin);
+                let mut reply = reply_to(state, peer, &request);
+                if reply.content_type == dashboard::EVENT_STREAM {
+                    if let Some(viewer) = board.join() {
+                        return feed::serve(&mut socket, &events_head(), viewer, board, state).await;
+                    }
+                    reply = Answer::text(503, "as many viewers as there may be are looking at it");
+                }
                 (reply, request.keep_alive, request.method != "HEAD")
             }
             Ok(Err(BadRequest::Refused(status, text))) => (Answer::text(status, text), false, true),
@@ -110,16 +121,41 @@ async fn serve(mut socket: TcpStream, peer: IpAddr, state: &AdminState) {
     }
 }
 
+/// The answer to one request. That to who wants the dashboard's events is empty, but of their type.
+fn reply_to(state: &AdminState, peer: IpAddr, request: &Request) -> Answer {
+    let is_browser = request.has_origin || request.has_language;
+    if is_browser && !hosts::is_own(request.host.as_deref(), &state.hosts) {
+        return Answer::text(421, "browsers are answered under an address or a name of admin.hosts only");
+    }
+    if matches!(&*request.method, "GET" | "HEAD")
+        && let Some(reply) = dashboard::reply(&request.path, request.wants_html, request.method == "GET")
+    {
+        return reply;
+    }
+    answer(state, peer, &request.method, &request.path, &request.body, request.has_origin)
+}
+
+/// Head of the dashboard's events: without a length, they end with the connection.
+fn events_head() -> Vec<u8> {
+    let (kind, policy) = (dashboard::EVENT_STREAM, dashboard::POLICY);
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{policy}\
+         Connection: close\r\n\r\n"
+    )
+    .into_bytes()
+}
+
 fn encode(reply: &Answer, keep_alive: bool, has_body: bool) -> Vec<u8> {
     let allow = reply.allow.map(|methods| format!("Allow: {methods}\r\n")).unwrap_or_default();
     let connection = if keep_alive { "" } else { "Connection: close\r\n" };
     let mut text = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-         X-Content-Type-Options: nosniff\r\n{allow}{connection}\r\n",
+         X-Content-Type-Options: nosniff\r\n{}{allow}{connection}\r\n",
         reply.status,
         http::reason(reply.status),
         reply.content_type,
         reply.body.len(),
+        dashboard::POLICY,
     );
     if has_body {
         text.push_str(&reply.body);

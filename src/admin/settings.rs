@@ -39,10 +39,13 @@ pub struct Settings {
     pub addr: SocketAddr,
     /// Who may switch safe mode here: `nobody`, `loopback` (clients on this machine) or `everybody`.
     pub changes_from: Changes,
+    /// Names under which browsers may open the dashboard, without a port. Addresses, `localhost`, names without a dot and names below
+    /// `.local`, `.internal` and `.svc` always work; others could be a foreign page's (DNS rebinding).
+    pub hosts: Vec<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { addr: ADDR, changes_from: Changes::default() }
+        Self { addr: ADDR, changes_from: Changes::default(), hosts: Vec::new() }
     }
 }

@@ -119,7 +119,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::Plans => family(&metrics.plans, to),
         M::Slo => family(&metrics.slo, to),
         M::Sessions | M::SessionTokens | M::SessionOutcomes => sessions(metric, metrics, to),
-        M::QueueOutcomes | M::QueueWaits | M::AbsentRequests => waits(metric, metrics, to),
+        M::QueueOutcomes | M::QueueWaits | M::AbsentRequests | M::ClassRefused => waits(metric, metrics, to),
         M::QueueRequests | M::QueueBytes | M::QueueCost | M::QueueOldest | M::QueueBacklog => {
             queues(metric, metrics, to);
         }
@@ -188,7 +188,13 @@ fn waits(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
     if metric == MetricName::QueueOutcomes {
         return family(&metrics.queue_outcomes, to);
     }
-    for (class, waits) in ["interactive", "standard", "batch"].into_iter().zip(&metrics.queue_waits) {
+    if metric == MetricName::ClassRefused {
+        for (class, reasons) in CLASSES.into_iter().zip(&metrics.class_refused) {
+            reasons.all().into_iter().for_each(|(reason, count)| to.sample(&[class, reason], count));
+        }
+        return;
+    }
+    for (class, waits) in CLASSES.into_iter().zip(&metrics.queue_waits) {
         to.histogram(class, &waits.snapshot());
     }
 }
@@ -299,6 +305,9 @@ fn pod_samples(metric: MetricName, pod: &Pod, now: Mono, to: &mut Writer<'_>) {
     }
 }
 
+/// Words of the `class` label, in the order of classes.
+pub const CLASSES: [&str; 3] = ["interactive", "standard", "batch"];
+
 /// Words of the `standing` label.
 pub const STANDINGS: [&str; 4] = ["ready", "ramp", "probe", "ejected"];
 
@@ -395,7 +404,7 @@ fn escape(out: &mut String, value: &str) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
     use std::collections::BTreeSet;
     use std::time::Duration;
 
@@ -434,6 +443,7 @@ mod tests {
         metrics.finish(&model, None, 200, Cause::Ok);
         for family in [
             &metrics.refused,
+            &metrics.class_refused[0],
             &metrics.tenants.of("").requests,
             &metrics.tenants.of("").refused,
             &metrics.framing_rejected,

@@ -18,6 +18,9 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Nobody, Self::Client, Self::Gate, Self::Pod];
+
     /// Name in the access line.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 
-use super::cause::Cause;
+use super::cause::{Cause, Fault};
 use super::family::{Family, OTHER};
 use super::gauge::Gauge;
 use super::histogram::{Histogram, OVERHEAD_US, TTFT_US};
@@ -173,6 +173,8 @@ pub struct Metrics {
     pub retries: Family,
     /// Refusals by reason.
     pub refused: Family,
+    /// Refusals of those whose class is known, by class in the order of classes, and reason.
+    pub class_refused: [Family; 3],
     /// Numbers of tenants.
     pub tenants: TenantSet,
     /// Classes that were asked for in vain, by why.
@@ -263,6 +265,7 @@ impl Metrics {
             stages: std::array::from_fn(|_| Histogram::new(OVERHEAD_US)),
             retries: Family::with(&["A", "B", "C", "D", "E", "F", "G"]),
             refused: Family::default(),
+            class_refused: Default::default(),
             tenants: TenantSet::default(),
             class_ignored: Family::with(&["unknown", "not_allowed"]),
             framing_rejected: Family::default(),
@@ -398,6 +401,18 @@ impl Metrics {
         all
     }
 
+    /// Requests that ended, by whose fault that was, in the order of [`Fault::ALL`]. Less after pods left.
+    pub fn ended(&self) -> [u64; Fault::ALL.len()] {
+        let mut sums = [0; Fault::ALL.len()];
+        for ((.., cause), count) in self.requests.read().iter() {
+            let place = Fault::ALL.iter().position(|fault| *fault == cause.fault());
+            if let Some(sum) = place.and_then(|place| sums.get_mut(place)) {
+                *sum += count.load(Relaxed);
+            }
+        }
+        sums
+    }
+
     /// Drops the series of pods and models that left, so that churn cannot fill the limits. Requests still in flight
     /// there may bring a series back; the next call drops it again.
     pub fn forget(&self, is_pod: impl Fn(PodId) -> bool, is_model: impl Fn(&str) -> bool) {
@@ -470,6 +485,9 @@ mod tests {
             metrics.finish(&model, pod, code, Cause::Ok);
         }
         assert_eq!(metrics.finished().iter().map(|series| series.code).collect::<Vec<_>>(), [404, 200, 0]);
+        metrics.finish(&model, Some(PodId(1)), 500, Cause::GatePanic);
+        let place = |fault| Fault::ALL.iter().position(|known| *known == fault).unwrap_or(9);
+        assert_eq!((metrics.ended()[place(Fault::Nobody)], metrics.ended()[place(Fault::Gate)]), (3, 1));
         metrics.forget(|pod| pod == PodId(2), |_| true);
         assert_eq!(metrics.finished().iter().map(|series| series.pod).collect::<Vec<_>>(), [None, Some(PodId(2))]);
     }

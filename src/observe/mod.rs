@@ -21,7 +21,7 @@ pub mod tenant;
 
 pub use access::AccessRecord;
 pub use cause::{Cause, Fault};
-pub use explain::{ExplainRing, ExplainSource};
+pub use explain::{Brief, Ending, ExplainRing, ExplainSource};
 pub use family::Family;
 pub use gauge::{Gauge, Held};
 pub use histogram::{Histogram, LocalHistogram};

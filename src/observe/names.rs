@@ -87,6 +87,8 @@ metrics! {
         "Attempts after the first, by retry class A to G.";
     Refused = "refused_total", Counter, "requests", ["reason"],
         "Requests and connections refused by the gate, by reason.";
+    ClassRefused = "class_refused_total", Counter, "requests", ["class", "reason"],
+        "Requests refused by the gate after their class was known, by class and reason.";
     TenantRequests = "tenant_requests_total", Counter, "requests", ["tenant", "class"],
         "Requests that were let in and ended, by tenant and class. Tenants that configuration does not name are other.";
     TenantTokens = "tenant_tokens_total", Counter, "tokens", ["tenant", "kind"],

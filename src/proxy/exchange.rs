@@ -17,7 +17,7 @@ use super::waitroom::Permit;
 use crate::api::{Api, Route, Shape, Usage, route};
 use crate::base::{ModelName, Mono, PodId, RequestId, Rng, Slo, Tokens};
 use crate::disagg::{Balance, Got};
-use crate::observe::{AccessRecord, Cause, Held, InFlight, Stage, TokenKind, printable_id};
+use crate::observe::{AccessRecord, Cause, Ending, Held, InFlight, Stage, TokenKind, printable_id};
 use crate::runtime::{now, unix_ms};
 
 /// How a request ended, if not with a good answer.
@@ -226,6 +226,10 @@ impl Exchange {
                 self.note.reason = self.note.reason.or(row.reason);
                 if let Some(reason) = row.reason {
                     self.gate.metrics.refused.inc(reason);
+                    let class = self.identity.class().map(|_| self.identity.caller.class as usize);
+                    if let Some(reasons) = class.and_then(|class| self.gate.metrics.class_refused.get(class)) {
+                        reasons.inc(reason);
+                    }
                 }
                 if let Some(api) = self.client.warmed() {
                     if self.client.last(fault.event(api)).await.is_err() {
@@ -293,6 +297,9 @@ impl Exchange {
             model.add_tokens(TokenKind::Cached, usage.cached_tokens.unwrap_or(0));
         }
         gate.metrics.finish(model, note.pod, client.status().unwrap_or(0), cause);
+        if note.plan_us.is_some() {
+            gate.explain.ended(&note.request_id, note.ending(cause, client.status(), identity.class(), end));
+        }
         let head = client.head();
         (gate.log)(&AccessRecord {
             http: if client.is_http2() { "2" } else { "1.1" },
@@ -349,6 +356,20 @@ impl Note {
         let itl_s = (gaps > 0.0).then(|| end.since(first_at).as_secs_f64() / gaps);
         let prefill_pod_s = self.prefilled_at.map_or(0.0, |at| at.since(began).as_secs_f64());
         Got { ttft_s: first_at.since(began).as_secs_f64(), itl_s, prefill_pod_s }
+    }
+
+    /// How it ended, beside its decision.
+    fn ending(&self, cause: Cause, status: Option<u16>, class: Option<&'static str>, end: Mono) -> Ending {
+        Ending {
+            cause,
+            status,
+            class,
+            attempts: self.attempts,
+            ttft_us: self.first_at.map(|first| micros(self.started, first)),
+            e2e_us: micros(self.started, end),
+            cached_tokens: self.usage.and_then(|usage| usage.cached_tokens),
+            completion_tokens: self.usage.map(|usage| usage.completion_tokens),
+        }
     }
 
     pub(super) const fn new(request_id: RequestId, started: Mono) -> Self {

@@ -269,8 +269,7 @@ impl Exchange {
         let obstacle = facts.obstacle.or(pinned).or(is_safe_mode.then_some(Obstacle::SafeMode));
         let (planned, reason) = self.plan_with(facts, |planner| {
             let plan = planner.plan(settings, obstacle, avoid);
-            let pods = plan.pair.as_ref().map(|pair| (pair.prefiller, pair.decoder));
-            let split = Split::new(plan.costs.as_ref(), plan.choice, plan.reason, pods);
+            let split = Split::new(&plan);
             if let (disagg::Choice::Remote, Some(pair)) = (plan.choice, plan.pair)
                 && let Ok(chosen) = planner.chosen(&pair)
             {

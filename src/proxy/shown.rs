@@ -6,9 +6,10 @@ use std::any::Any;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::base::{ModelName, Mono, PodId, Rng};
-use crate::disagg::{self, Costs};
-use crate::observe::ExplainSource;
+use crate::base::{ModelName, Mono, PodId, Rng, Tokens};
+use crate::disagg::{self, Costs, Plan};
+use crate::observe::{Brief, ExplainSource};
+use crate::scheduling::marginal::Terms;
 use crate::scheduling::{
     Context, Decision, Desk, Detail, LeftOut, Means, Mode, PodView, Profile, Query, Request, Scratch, decide,
 };
@@ -43,26 +44,72 @@ pub(super) struct Split {
     local_s: Option<f64>,
     /// On the best pair \[seconds of the ranking cost\].
     remote_s: Option<f64>,
-    prefill: Option<String>,
-    decode: Option<String>,
+    /// What both are made of.
+    local: Option<Parts>,
+    remote: Option<Parts>,
+    #[serde(serialize_with = "as_text")]
+    prefill: Option<PodId>,
+    #[serde(serialize_with = "as_text")]
+    decode: Option<PodId>,
+}
+
+/// What a way costs by its parts \[seconds of the ranking cost\].
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[expect(clippy::struct_field_names, reason = "names in JSON carry their unit")]
+struct Parts {
+    /// Before the prefill begins, and before the decode does.
+    wait_s: f64,
+    /// The prefill.
+    prefill_s: f64,
+    /// Bringing the KV blocks to the pod that decodes.
+    transfer_s: f64,
+    /// What decoding loses to it, by what that is worth now.
+    stall_s: f64,
+    /// The decode, and what it costs others.
+    decode_s: f64,
 }
 
 impl Split {
-    /// What was weighed and chosen; `pair` is the prefill pod and the decode pod, if there was one.
-    pub(super) fn new(
-        costs: Option<&Costs>,
-        choice: disagg::Choice,
-        reason: disagg::Reason,
-        pair: Option<(PodId, PodId)>,
-    ) -> Self {
+    /// What was weighed and chosen.
+    pub(super) fn new(plan: &Plan<Shown>) -> Self {
         let finite = |seconds: f64| seconds.is_finite().then_some(seconds);
+        let (costs, pair) = (plan.costs.as_ref(), plan.pair.as_ref());
         Self {
-            chosen: if choice == disagg::Choice::Remote { "remote" } else { "local" },
-            reason: reason.as_str(),
+            chosen: if plan.choice == disagg::Choice::Remote { "remote" } else { "local" },
+            reason: plan.reason.as_str(),
             local_s: costs.and_then(|costs| finite(costs.local_s())),
             remote_s: costs.and_then(|costs| finite(costs.remote_s())),
-            prefill: pair.map(|pair| pair.0.to_string()),
-            decode: pair.map(|pair| pair.1.to_string()),
+            local: plan.local.terms.as_ref().zip(costs).map(|(terms, costs)| Parts::local(terms, costs)),
+            remote: pair.zip(costs).and_then(|(pair, costs)| {
+                Some(Parts::remote(pair.prefill.terms.as_ref()?, pair.decode.terms.as_ref()?, costs))
+            }),
+            prefill: pair.map(|pair| pair.prefiller),
+            decode: pair.map(|pair| pair.decoder),
+        }
+    }
+}
+
+impl Parts {
+    fn local(terms: &Terms, costs: &Costs) -> Self {
+        Self {
+            wait_s: terms.wait + terms.unseen + terms.loads,
+            prefill_s: terms.prefill,
+            transfer_s: 0.0,
+            stall_s: costs.weight * terms.stall,
+            decode_s: terms.decode + terms.slow,
+        }
+    }
+
+    fn remote(prefill: &Terms, decode: &Terms, costs: &Costs) -> Self {
+        let wait_s = |terms: &Terms| terms.wait + terms.unseen + terms.loads;
+        let wait_s = wait_s(prefill) + wait_s(decode);
+        Self {
+            wait_s,
+            prefill_s: prefill.prefill,
+            // What is left of the time to the first token: bringing the blocks, and a first contact of the two pods.
+            transfer_s: (costs.remote.first_s - wait_s - prefill.prefill).max(0.0),
+            stall_s: costs.weight * costs.remote.stall_s,
+            decode_s: costs.remote.rest_s,
         }
     }
 }
@@ -145,8 +192,35 @@ impl ExplainSource for Shown {
         .ok();
     }
 
+    fn brief(&self) -> Option<Brief> {
+        let decision = &self.decision;
+        let chosen = decision.chosen.and_then(|id| self.views.iter().find(|pod| pod.id == id));
+        let is_remote = self.split.as_ref().filter(|split| split.chosen == "remote");
+        let rows = if decision.mode == Mode::Safe { Vec::new() } else { self.again(&self.profile).rows };
+        Some(Brief {
+            unix_ms: self.unix_ms,
+            attempt: self.attempt,
+            model: Arc::clone(&self.model),
+            prompt: self.request.prompt_tokens,
+            pod: is_remote.and_then(|split| split.decode).or(decision.chosen),
+            prefill_pod: is_remote.and_then(|split| split.prefill),
+            hit: chosen.map_or(Tokens(0), |pod| pod.hit),
+            cost: rows.iter().find(|row| Some(row.pod) == decision.chosen).and_then(|row| row.total),
+            mode: decision.mode.as_str(),
+        })
+    }
+
     fn as_any(&self) -> Option<&dyn Any> {
         Some(self)
+    }
+}
+
+#[expect(clippy::ref_option, reason = "the signature serde asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn as_text<S: serde::Serializer>(pod: &Option<PodId>, serializer: S) -> Result<S::Ok, S::Error> {
+    match pod {
+        Some(pod) => serializer.collect_str(pod),
+        None => serializer.serialize_none(),
     }
 }
 
