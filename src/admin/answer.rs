@@ -116,7 +116,7 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
         "/explain" => Answer::json(recent(&state.explain)),
         "/safe-mode" => Answer::json(safe_mode(state)),
         _ => match explained {
-            Some(id) => decision(state, id, query),
+            Some(id) => decision(state, &decoded(id), query),
             None => Answer::text(404, "no such page; see /"),
         },
     }
@@ -138,6 +138,18 @@ fn queue(state: &AdminState) -> String {
         })
         .collect();
     format!("[{}]\n", rows.join(",\n "))
+}
+
+/// An id as a browser writes it into a path: `%2F` for a slash. What is no such code stays as it is.
+fn decoded(text: &str) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        let code = after.get(..2).and_then(|code| u8::from_str_radix(code, 16).ok()).filter(u8::is_ascii_graphic);
+        out.push(code.map_or('%', char::from));
+        rest = if code.is_some() { after.get(2..).unwrap_or_default() } else { after };
+    }
+    out + rest
 }
 
 /// A kept decision, or what the policy of `policy=<name>` would have decided.
@@ -317,6 +329,9 @@ pub(super) mod tests {
         let state = state();
         state.explain.put("r-1".into(), Arc::new("{\"chosen\":\"pod-1\"}".to_owned()));
         assert_eq!(get(&state, "/explain/r-1"), (200, "{\"chosen\":\"pod-1\"}".into()));
+        for (path, id) in [("r%2F1%25", "r/1%"), ("%", "%"), ("a%4", "a%4"), ("%0A%zz", "%0A%zz"), ("é%C3", "é%C3")] {
+            assert_eq!(decoded(path), id);
+        }
         assert_eq!(get(&state, "/explain/r-1?policy=jsq"), (200, "{}".into()));
         assert_eq!(get(&state, "/explain/r-1?policy=none").0, 400);
         assert_eq!(get(&state, "/explain/none?policy=jsq").0, 404);

@@ -265,7 +265,8 @@ impl Metrics {
             stages: std::array::from_fn(|_| Histogram::new(OVERHEAD_US)),
             retries: Family::with(&["A", "B", "C", "D", "E", "F", "G"]),
             refused: Family::default(),
-            class_refused: Default::default(),
+            // There from the start: a counter that begins at 1 is no increase to an alert.
+            class_refused: std::array::from_fn(|_| Family::with(&["predicted_late", "queue_timeout", "queue_full"])),
             tenants: TenantSet::default(),
             class_ignored: Family::with(&["unknown", "not_allowed"]),
             framing_rejected: Family::default(),
