@@ -44,8 +44,34 @@ pub struct Settings {
     pub hosts: Vec<String>,
 }
 
+impl Settings {
+    /// Paths and what is wrong there.
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let is_name = |host: &&String| {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        };
+        let bad = self.hosts.iter().enumerate().filter(|(_, host)| !is_name(host));
+        bad.map(|(index, _)| (format!("hosts[{index}]"), "write a name only, such as gate.example.com".to_owned()))
+            .collect()
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self { addr: ADDR, changes_from: Changes::default(), hosts: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_without_anything_around_it() {
+        let hosts = ["gate.example.com", "https://gate", "gate:9901", "", "*.example"].map(str::to_owned).to_vec();
+        let problems = Settings { hosts, ..Settings::default() }.problems();
+        let paths: Vec<_> = problems.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(paths, ["hosts[1]", "hosts[2]", "hosts[3]", "hosts[4]"]);
     }
 }

@@ -235,6 +235,7 @@ fn sections(tree: &Tree, found: &mut Found) {
     if !(0.0..=1.0).contains(&tree.retry.budget_share) {
         found.push(("retry.budget_share".into(), "write a share from 0 to 1".into()));
     }
+    found.extend(tree.admin.problems().into_iter().map(|(path, hint)| (format!("admin.{path}"), hint)));
     found.extend(tree.routing.problems().into_iter().map(|(path, hint)| (format!("routing.{path}"), hint)));
     if !(0.0..=1.0).contains(&tree.prefix.tenant_share) {
         found.push(("prefix.tenant_share".into(), "write a share from 0 to 1".into()));

@@ -106,8 +106,10 @@ pub(super) struct Point {
 /// What was served, by all models or one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Served {
-    /// Tokens per second: prompt, completion.
+    /// Tokens per second by usage: prompt, completion. Told when a request ends.
     pub(super) tokens: [f32; 2],
+    /// Events of streams per second.
+    pub(super) events: f32,
     /// Share of prompt tokens that pods had cached, per mille.
     pub(super) hit: Option<u16>,
     /// Median and 95th percentile in milliseconds.
@@ -179,7 +181,8 @@ impl Trend {
                 served: gain.served(seconds),
             });
         }
-        lines.retain(|line| line.model != crate::observe::family::OTHER || line.in_flight > 0);
+        // Requests whose body is not read yet are in flight there as well; that alone is no model.
+        lines.retain(|line| line.model != crate::observe::family::OTHER || line.rate > 0.0);
         lines.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(b.in_flight.cmp(&a.in_flight)).then(a.model.cmp(&b.model)));
         lines.truncate(MODELS_MAX);
         lines
@@ -192,6 +195,7 @@ struct Gain {
     /// Requests and tokens of the last second.
     requests: u64,
     tokens: [u64; 2],
+    events: u64,
     /// Prompt and cached tokens of the window.
     prompt: [u64; 2],
     times: [Option<Snapshot>; 3],
@@ -209,7 +213,7 @@ impl Gain {
     /// A model that is new had nothing before.
     fn model(before: &Totals, last: &Totals, now: &ModelTotals) -> Self {
         let (before, last) = (before.model(&now.name), last.model(&now.name));
-        let [_, _, e2e] = &now.times;
+        let [_, gap, e2e] = &now.times;
         let tokens_before = |then: Option<&ModelTotals>| then.map_or([0; 3], |model| model.tokens);
         let [prompt, completion, _] = less(now.tokens, tokens_before(last));
         let [window, _, cached] = less(now.tokens, tokens_before(before));
@@ -218,10 +222,11 @@ impl Gain {
             times.iter_mut().zip(&before.times).for_each(|(now, before)| subtract(now, before));
         }
         let count = |snapshot: &Snapshot| snapshot.counts.iter().sum::<u64>();
-        let served = last.map_or(0, |model| count(&model.times[2]));
+        let [_, events, served] = last.map_or([0; 3], |model| model.times.each_ref().map(count));
         Self {
             requests: count(e2e).saturating_sub(served),
             tokens: [prompt, completion],
+            events: count(gap).saturating_sub(events),
             prompt: [window, cached],
             times: times.map(Some),
         }
@@ -230,6 +235,7 @@ impl Gain {
     fn add(&mut self, other: Self) {
         self.requests += other.requests;
         self.tokens = sum(self.tokens, other.tokens);
+        self.events += other.events;
         self.prompt = sum(self.prompt, other.prompt);
         for (mine, its) in self.times.iter_mut().zip(other.times) {
             match (mine.as_mut(), its) {
@@ -248,6 +254,7 @@ impl Gain {
         });
         Served {
             tokens: self.tokens.map(|tokens| rounded(tokens as f32 / seconds)),
+            events: rounded(self.events as f32 / seconds),
             hit: (window > 0).then(|| per_mille(cached as f64 / window as f64)),
             ttft,
             gap,
@@ -323,6 +330,8 @@ mod tests {
             metrics.finish(&model, None, 200, Cause::Ok);
         }
         metrics.finish(&model, None, 502, Cause::GatePanic);
+        model.event_gap.observe(Duration::from_millis(2));
+        model.event_gap.observe(Duration::from_millis(2));
         model.add_tokens(TokenKind::Prompt, 1_000);
         model.add_tokens(TokenKind::Completion, 50);
         model.add_tokens(TokenKind::Cached, 250);
@@ -330,7 +339,8 @@ mod tests {
         let point = trend.points().back().unwrap();
         assert_eq!((point.t, point.ended), (2, [2.0, 0.0, 0.5, 0.0]), "per second, over two");
         assert_eq!((point.served.tokens, point.served.hit), ([500.0, 25.0], Some(250)));
-        assert_eq!((point.served.ttft, point.served.gap), (Some([15.0, 19.5]), None));
+        assert_eq!((point.served.ttft, point.served.gap), (Some([15.0, 19.5]), Some([1.75, 2.43])));
+        assert_eq!(point.served.events, 1.0);
         let line = &trend.models()[0];
         assert_eq!((&*line.model, line.rate, line.served.hit), ("m", 2.0, Some(250)));
     }

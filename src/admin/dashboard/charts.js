@@ -9,9 +9,11 @@ const CHARTS = [
   { title: "Requests/s", format: short, series: [
     ["ok", (p) => p.ended[0]], ["client", (p) => p.ended[1]], ["gate", (p) => p.ended[2]], ["pod", (p) => p.ended[3]]],
     hint: "requests that ended: served, or failed by the client's, the gate's or a pod's doing" },
-  { title: "Tokens/s", format: short, series: [["prompt", (p) => p.tokens[0]], ["generated", (p) => p.tokens[1]]] },
+  { title: "Output/s", format: short, series: [["tokens", (p) => p.tokens[1]], ["events", (p) => p.events]],
+    hint: "generated tokens, counted when a request ends and only if the pod told its usage; events of streams as they come" },
   { title: "In flight", format: short, series: [["requests", (p) => p.in_flight], ["in queue", (p) => p.waiting]] },
-  { title: "Cached prompt", format: percent, max: 1_000, series: [["tokens", (p) => p.hit]] },
+  { title: "Cached prompt", format: percent, max: 1_000, series: [["share", (p) => p.hit]],
+    beside: (p) => `of ${short(p.tokens[0])}/s`, hint: "share of the prompt tokens that pods had in their caches, by their usage" },
   { title: "First token", format: millis, series: [["median", (p) => p.ttft?.[0]], ["p95", (p) => p.ttft?.[1]]] },
   { title: "Between tokens", format: millis, series: [["median", (p) => p.gap?.[0]], ["p95", (p) => p.gap?.[1]]] },
   { title: "Whole request", format: millis, series: [["median", (p) => p.e2e?.[0]], ["p95", (p) => p.e2e?.[1]]] },
@@ -35,6 +37,7 @@ class Chart {
     Object.assign(this, description);
     this.values = this.series.map(() => make("b"));
     const keys = this.series.map(([name], place) => make("span", "key", make("span", `s${place}`, "● "), `${name} `, this.values[place]));
+    this.aside = make("span", "key");
     this.svg = svg("svg", { role: "img", preserveAspectRatio: "none" });
     this.paths = this.series.map((_, place) => svg("path", { class: `s${place}` }));
     this.area = svg("path", { class: "area" });
@@ -50,7 +53,7 @@ class Chart {
     this.svg.append(...this.rules, this.area, ...this.paths, this.cursor, this.label, ...this.times);
     const title = make("h2", "", this.title);
     if (this.hint) title.title = this.hint;
-    this.element = make("div", "chart", make("div", "top", title, ...keys), this.svg);
+    this.element = make("div", "chart", make("div", "top", title, ...keys, this.aside), this.svg);
     parent.append(this.element);
   }
 
@@ -67,6 +70,8 @@ class Chart {
       const shown = row[at ?? row.length - 1];
       this.values[place].textContent = this.format(shown);
     });
+    const point = points[at ?? points.length - 1];
+    if (this.beside) this.aside.textContent = point ? this.beside(point) : "";
     const first = line(points, rows[0], x, y);
     const runs = first.split("M").filter(Boolean).map((run) => {
       const steps = run.split("L");

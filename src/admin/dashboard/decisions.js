@@ -12,7 +12,7 @@ const TERMS = {
 };
 
 const COLUMNS = [
-  ["time", 74, ""], ["request", 72, ""], ["class", 76, ""], ["model", 0, ""], ["pod", 104, ""], ["prompt", 54, "num", "tokens, estimated"],
+  ["time", 84, ""], ["request", 72, ""], ["class", 84, ""], ["model", 110, ""], ["pod", 100, ""], ["prompt", 54, "num", "tokens, estimated"],
   ["hit", 94, "num", "tokens of the prompt that the pod was believed to have, and what it said"], ["cost", 64, "num", "of the chosen pod, seconds of the ranking"],
   ["first", 62, "num", "time to the first token"], ["whole", 62, "num"], ["end", 0, ""],
 ];
@@ -55,6 +55,7 @@ export class Decisions {
       this.lines.set(line.id, line);
       if (!isKnown) this.news += 1;
       else this.fill(line);
+      if (line.id === this.chosen) this.explain(line.id);
     }
     while (this.lines.size > ROWS_MAX) this.lines.delete(this.lines.keys().next().value);
     if (this.isHeld) this.summarise();
@@ -69,6 +70,7 @@ export class Decisions {
   draw() {
     this.news = 0;
     this.summarise();
+    this.parent.classList.toggle("single", new Set([...this.lines.values()].map((line) => line.model)).size <= 1);
     const old = new Map([...this.body.children].map((row) => [row.dataset.id, row]));
     const rows = [...this.lines.values()].reverse().map((line) => old.get(line.id) ?? this.row(line));
     if (rows.some((row, place) => this.body.children[place] !== row) || rows.length !== this.body.children.length) this.body.replaceChildren(...rows);
@@ -122,9 +124,9 @@ export class Decisions {
       this.explained.replaceChildren(make("p", "note", "This decision is not kept any more."));
       return;
     }
-    this.whySum.textContent = id;
     this.explained.replaceChildren(...picture(await answer.json(), line));
-    this.explained.scrollTop = 0;
+    if (this.whySum.textContent !== id) this.explained.scrollTop = 0;
+    this.whySum.textContent = id;
   }
 }
 

@@ -5,7 +5,8 @@ import { make, percent, short } from "./format.js";
 const CARD = { id: 0, address: 1, role: 2, rank: 3, labels: 4, models: 5, capacity: 6, version: 7 };
 const LINE = { place: 0, standing: 1, requests: 2, prefilling: 3, context: 4, queued: 5, running: 6, waiting: 7, kv: 8, hit: 9, age: 10 };
 
-const FEW_MAX = 8;
+const FEW_MAX = 4;
+const SOME_MAX = 8;
 const LARGE_MAX = 16;
 const MEDIUM_MAX = 120;
 const ROW = 24;
@@ -20,10 +21,10 @@ const PAINTS = {
 
 const COLUMNS = [
   { name: "pod", width: 78, get: (pod) => pod.number, show: (pod) => pod.card[CARD.id] },
-  { name: "address", width: 140, get: (pod) => pod.card[CARD.address] },
+  { name: "address", width: 132, get: (pod) => pod.card[CARD.address] },
   { name: "role", width: 58, get: (pod) => pod.card[CARD.role] },
-  { name: "standing", width: 76, get: (pod) => pod.line[LINE.standing], tone: (pod) => TONES[pod.line[LINE.standing]] },
-  { name: "model", width: 96, get: (pod) => pod.card[CARD.models].join(", ") },
+  { name: "standing", width: 72, get: (pod) => pod.line[LINE.standing], tone: (pod) => TONES[pod.line[LINE.standing]] },
+  { name: "model", width: 84, get: (pod) => pod.card[CARD.models].join(", ") },
   { name: "running", hint: "by the pod's own last reading, all clients", number: true, get: (pod) => pod.line[LINE.running] },
   { name: "waiting", hint: "by the pod's own last reading, all clients", number: true, get: (pod) => pod.line[LINE.waiting], tone: (pod) => (pod.line[LINE.waiting] > 0 ? "busy" : "") },
   { name: "ours", hint: "requests that this gate has in flight there", number: true, get: (pod) => pod.line[LINE.requests] },
@@ -140,7 +141,7 @@ export class Fleet {
     tiles.addEventListener("click", (event) => this.point(podOf(event)));
     tiles.addEventListener("keydown", (event) => this.move(event, tiles));
     this.tiles = tiles;
-    this.parent.className = this.pods.length <= FEW_MAX ? "few" : "";
+    this.parent.className = this.pods.length <= FEW_MAX ? "few" : this.pods.length <= SOME_MAX ? "some" : "";
     this.parent.replaceChildren(count ? tiles : make("p", "note", this.pods.length ? "No pod matches the filter." : "The gate knows no pods."));
     if (!this.shown.includes(this.active)) this.active = undefined;
     this.point(this.active);

@@ -68,7 +68,9 @@ function table(parent, heads, rows, empty) {
   }));
   const body = rows.map((row) => make("tr", "", ...row.map((value, place) => {
     const [text, className] = Array.isArray(value) ? value : [value, ""];
-    return make("td", `${heads[place][1]} ${className}`.trim(), text);
+    const cell = make("td", `${heads[place][1]} ${className}`.trim(), text);
+    cell.title = text;
+    return cell;
   })));
   const [top, left] = [parent.scrollTop, parent.scrollLeft];
   parent.replaceChildren(make("table", "", make("thead", "", head), make("tbody", "", ...body)), ...(rows.length ? [] : [make("p", "note", empty)]));
@@ -85,7 +87,7 @@ function queues(lines, refused) {
     const most = (place) => Math.max(0, ...own.map((line) => line[place]));
     const gained = sum(name) - (refusedBefore.get(name) ?? sum(name));
     refusedBefore.set(name, sum(name));
-    const reasons = (counts.get(name) ?? []).sort((a, b) => b[1] - a[1]).map(([reason, count]) => `${reason} ${short(count)}`).join(", ");
+    const reasons = (counts.get(name) ?? []).filter(([, count]) => count).sort((a, b) => b[1] - a[1]).map(([reason, count]) => `${reason} ${short(count)}`).join(", ");
     return [
       name, [short(all(3)), all(3) ? "busy" : ""], most(4) ? seconds(most(4)) : "–", most(5) ? seconds(most(5)) : "–",
       [`${short(sum(name))}${gained > 0 ? ` (+${short(gained)}/s)` : ""}`, gained > 0 ? "bad" : ""], reasons || "–",
