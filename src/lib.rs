@@ -13,7 +13,7 @@
 //!                                                                              observe
 //!    admin       health, metrics, pods, explain, safe mode; the dashboard   -> export, observe, pods
 //!    export      Prometheus text, access log                                -> observe, pods
-//!    discovery   list, DNS, Kubernetes -> pods                                  -> pods, observe
+//!    discovery   list, DNS, Kubernetes -> pods                              -> pods, observe
 //!    telemetry   /metrics, /v1/models of pods -> readings and facts         -> pods, observe
 //!    sim         simulated pods over HTTP, with faults                      -> sim/engine, api
 //!    runtime     the one clock, the one way to start a task

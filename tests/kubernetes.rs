@@ -251,6 +251,7 @@ async fn many_pods_and_many_changes_end_in_the_right_fleet() {
     let (_sources, seen) = tokio::sync::watch::channel(Vec::new());
     let (_settings, settings_seen) = tokio::sync::watch::channel(settings);
     let (tried, mut is_tried) = tokio::sync::watch::channel(false);
+    #[allow(clippy::disallowed_methods, reason = "the test ends the task itself")]
     let running = tokio::spawn(tidegate::discovery::run(seen, settings_seen, publisher, tried));
     tokio::time::timeout(kit::PATIENCE, is_tried.wait_for(|tried| *tried)).await.unwrap().unwrap();
     assert_eq!(table.fleet().pods.len(), 1_100);

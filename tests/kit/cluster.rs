@@ -94,6 +94,7 @@ impl Cluster {
         self.dir.join("kubeconfig.yaml")
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the test ends the task itself")]
     fn serve(&self, listener: TcpListener) {
         let (state, tls, changed) = (Arc::clone(&self.state), self.tls.clone(), self.changed.clone());
         let task = tokio::spawn(async move {
@@ -123,18 +124,15 @@ impl Cluster {
         state.version += 1;
         let version = state.version;
         let key = (collection.to_owned(), name.to_owned());
-        let (kind, object) = match object {
-            Some(mut object) => {
-                object["metadata"]["name"] = json!(name);
-                object["metadata"]["resourceVersion"] = json!(version.to_string());
-                let before = state.objects.insert(key, object.clone());
-                (if before.is_some() { "MODIFIED" } else { "ADDED" }, object)
-            }
-            None => {
-                let mut object = state.objects.remove(&key).unwrap();
-                object["metadata"]["resourceVersion"] = json!(version.to_string());
-                ("DELETED", object)
-            }
+        let (kind, object) = if let Some(mut object) = object {
+            object["metadata"]["name"] = json!(name);
+            object["metadata"]["resourceVersion"] = json!(version.to_string());
+            let before = state.objects.insert(key, object.clone());
+            (if before.is_some() { "MODIFIED" } else { "ADDED" }, object)
+        } else {
+            let mut object = state.objects.remove(&key).unwrap();
+            object["metadata"]["resourceVersion"] = json!(version.to_string());
+            ("DELETED", object)
         };
         state.events.push((version, collection.to_owned(), kind, object));
         drop(state);
@@ -154,7 +152,7 @@ impl Cluster {
 
     /// From now on only this token is known; the file has it.
     pub(crate) fn rotate(&self, token: &str) {
-        self.state.lock().unwrap().token = token.to_owned();
+        token.clone_into(&mut self.state.lock().unwrap().token);
         std::fs::write(self.dir.join("token"), token).unwrap();
     }
 

@@ -187,6 +187,7 @@ mod tests {
         Source { selector: Some("app=vllm".into()), ..Source::default() }
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "a test's words")]
     /// A ready pod with these labels and annotations.
     fn pod(labels: Value, annotations: Value) -> Value {
         json!({
@@ -207,7 +208,7 @@ mod tests {
     fn shown(found: &[Found]) -> Vec<String> {
         let labels = |found: &Found| {
             let own = found.spec.labels.iter().filter(|(key, _)| *key != "pod");
-            own.map(|(key, value)| format!(" {key}={value}")).collect::<String>()
+            own.fold(String::new(), |line, (key, value)| line + " " + key + "=" + value)
         };
         let line = |one: &Found| format!("{} {:?} {:?}{}", one.spec.addr, one.spec.role, one.state, labels(one));
         found.iter().map(line).collect()

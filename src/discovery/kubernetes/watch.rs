@@ -160,11 +160,11 @@ where
             if let Err(failed @ Failure::Status { .. }) = ended {
                 return failed;
             }
-            if version != before {
-                pause = PAUSE.0;
-            } else {
+            if version == before {
                 // A server that is gone, or ends every watch at once, is not asked without pause.
                 self.wait(&mut pause).await;
+            } else {
+                pause = PAUSE.0;
             }
         }
     }
