@@ -3,34 +3,40 @@
 //! Threads: one per worker (the data path), one for the control plane (discovery, telemetry, reload), one for admin, one for
 //! the access log. The data path shares with the others only what is published: the pod table, rules, counters.
 mod control;
+mod inherited;
 mod keys;
+mod notify;
+mod service;
 mod setup;
 mod snapshot;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
+use self::inherited::Inherited;
 use self::keys::KeysFile;
 use crate::admin::{Admin, AdminState, spawn_thread};
 use crate::base::{ModelName, Mono};
 use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
 use crate::export::AccessLog;
 use crate::export::access_log::Writer;
-use crate::observe::{ExplainRing, MetricLimits, Metrics, QueueSeries, Readiness, SessionSeries};
+use crate::observe::{BEAT_AGE_MAX, ExplainRing, MetricLimits, Metrics, QueueSeries, Readiness, SessionSeries};
 use crate::pods::Table;
 use crate::prefix::Index;
 use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
 use crate::runtime::now;
 
 pub use keys::{key_line, new_key};
+pub use service::{EXIT_CUT, Service};
 pub use setup::workers_default;
 
 /// Time for telling the clients of requests that are cut.
@@ -70,11 +76,16 @@ pub struct App {
     stop: watch::Sender<bool>,
     writer: Writer,
     snapshot_file: Option<PathBuf>,
+    /// The listening sockets, for a process that takes over.
+    sockets: Vec<(&'static str, TcpListener)>,
+    asks: mpsc::Sender<control::Asked>,
+    hurry: Arc<AtomicBool>,
 }
 
 impl App {
     /// Reads the configuration and starts everything. `hook` is called at each phase of each request; only tests have one.
     pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
+        let inherited = Inherited::take();
         let (config, watcher) = Watcher::start(args).map_err(StartError::Config)?;
         if setup::lends_its_key(&config) {
             tracing::warn!(
@@ -107,16 +118,37 @@ impl App {
         });
         let saved = snapshot::load(&config.prefix, prefix_secret);
         let snapshot_file = config.prefix.snapshot_file.clone();
-        let (bound, admin_socket) = bind(&config)?;
+        let (bound, admin_socket) = bind(&config, inherited)?;
+        let sockets = handed(&bound, &admin_socket)?;
         let addr = bound.first().map_or_else(|| Ok(config.listen.addr), Bound::addr)?;
         let h2c_addr = bound.get(1).map(Bound::addr).transpose()?;
         let state = admin_state(&gate, &readiness, &config);
-        let admin = spawn_thread(admin_socket, Arc::new(state))?;
-        let workers = start(workers(&config), &bound, &GateApp::new(Arc::clone(&gate)))?;
+        let threads = workers(&config);
         let (stop, stopped) = watch::channel(false);
+        let (asks, asked) = mpsc::channel(1);
         let control =
-            control::spawn(config, (watcher, keys), Arc::clone(&gate), Arc::clone(&readiness), stopped, saved)?;
-        Ok(Self { addr, h2c_addr, gate, readiness, workers, admin, control, stop, writer, snapshot_file })
+            control::spawn(config, (watcher, keys), asked, Arc::clone(&gate), Arc::clone(&readiness), stopped, saved)?;
+        if upgrade::is_taking_over() {
+            wait_until_ready(&readiness)?;
+        }
+        let admin = spawn_thread(admin_socket, Arc::new(state))?;
+        let workers = start(threads, &bound, &GateApp::new(Arc::clone(&gate)))?;
+        let hurry = Arc::default();
+        Ok(Self {
+            addr,
+            h2c_addr,
+            gate,
+            readiness,
+            workers,
+            admin,
+            control,
+            stop,
+            writer,
+            snapshot_file,
+            sockets,
+            asks,
+            hurry,
+        })
     }
 
     /// Where clients connect.
@@ -144,6 +176,34 @@ impl App {
         self.readiness.missing().is_none()
     }
 
+    /// Reads the configuration again and says whether it was taken. Blocks until then; not to be called by a task.
+    pub fn reload(&self) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.asks.blocking_send(answer).is_ok() && answered.blocking_recv().unwrap_or(false)
+    }
+
+    /// Whether the control thread and all workers run; may be asked from any thread.
+    pub fn health(&self) -> impl Fn() -> bool + Send + use<> {
+        let (readiness, pulse) = (Arc::clone(&self.readiness), self.workers.pulse(BEAT_AGE_MAX));
+        move || readiness.is_alive(now()) && pulse()
+    }
+
+    /// Set it to cut short whatever drain runs or comes.
+    pub fn hurry(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.hurry)
+    }
+
+    fn sockets(&self) -> &[(&'static str, TcpListener)] {
+        &self.sockets
+    }
+
+    /// Writes what pods are believed to hold, if it is to be kept.
+    fn save_prefixes(&self) {
+        if let Some(path) = &self.snapshot_file {
+            snapshot::save(path, &self.gate.index, &self.gate.table, self.gate.prefix_secret);
+        }
+    }
+
     /// Stops: no longer ready, accepts for a while longer, lets requests end within their time, then ends everything.
     /// Blocks until that is done.
     pub fn drain(self) {
@@ -151,13 +211,27 @@ impl App {
         self.readiness.drain();
         self.workers.leave();
         tracing::info!("draining");
-        std::thread::sleep(rules.drain_accept);
+        self.wait(now().after(rules.drain_accept), false);
         self.close(rules.drain_max);
     }
 
-    /// Waits until the workers have ended, at most until then.
-    fn wait(&self, until: Mono) {
-        while !self.workers.is_ended() && now() < until {
+    /// Stops after another process has taken over the sockets: nothing is accepted any more, and who is connected is told to
+    /// connect anew. Blocks until that is done.
+    pub(crate) fn retire(mut self) {
+        let rules = self.gate.rules();
+        self.readiness.drain();
+        self.sockets.clear();
+        self.workers.close();
+        // From now on operators are answered by the other, and what it saves must not be overwritten.
+        self.admin.close();
+        self.snapshot_file = None;
+        self.wait(now().after(rules.drain_accept), true);
+        self.close(rules.drain_max);
+    }
+
+    /// Waits until then, or until somebody is in a hurry, or `for_workers` until the workers have ended.
+    fn wait(&self, until: Mono, for_workers: bool) {
+        while now() < until && !self.hurry.load(Relaxed) && !(for_workers && self.workers.is_ended()) {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -165,13 +239,18 @@ impl App {
     /// Stops accepting at once and ends when the requests have, within `limit`.
     pub fn close(mut self, limit: Duration) {
         self.readiness.drain();
+        self.sockets.clear();
         self.workers.close();
+        self.gate.close_idle();
         let until = now().after(limit);
-        self.wait(until);
+        self.wait(until, true);
         let cut: u64 = self.gate.metrics.models().iter().map(|model| model.in_flight.value()).sum();
         if !self.workers.is_ended() {
             self.gate.cut_off();
-            self.wait(now().after(CUT_WITHIN));
+            let until = now().after(CUT_WITHIN);
+            while now() < until && !self.workers.is_ended() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         tracing::info!(cut, "drain ended; `cut` requests were still running and were cut");
         self.stop.send_replace(true);
@@ -190,15 +269,39 @@ impl App {
     }
 }
 
-fn bind(config: &Config) -> Result<(Vec<Bound>, TcpListener), StartError> {
-    let listen = &config.listen;
-    let on = |addr, is_h2c| Bound::bind(addr, is_h2c).map_err(|error| StartError::Listen { addr, error });
-    let mut bound = vec![on(listen.addr, false)?];
-    if let Some(addr) = listen.h2c_addr {
-        bound.push(on(addr, true)?);
+/// A process that takes over serves nobody before it knows its pods: the one it replaces still does.
+fn wait_until_ready(readiness: &Readiness) -> Result<(), StartError> {
+    let until = now().after(upgrade::READY_WITHIN);
+    while let Some(missing) = readiness.missing() {
+        if now() > until {
+            return Err(StartError::System(io::Error::other(format!("not ready in time: {missing}"))));
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
-    let addr = config.admin.addr;
-    let admin = TcpListener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
+    Ok(())
+}
+
+/// The sockets under the names by which a process that takes over knows them.
+fn handed(bound: &[Bound], admin: &TcpListener) -> io::Result<Vec<(&'static str, TcpListener)>> {
+    let names = ["listen", "h2c"];
+    let mut sockets: Vec<_> =
+        names.into_iter().zip(bound).map(|(name, bound)| Ok((name, bound.socket()?))).collect::<io::Result<_>>()?;
+    sockets.push(("admin", admin.try_clone()?));
+    Ok(sockets)
+}
+
+fn bind(config: &Config, mut inherited: Inherited) -> Result<(Vec<Bound>, TcpListener), StartError> {
+    let listen = &config.listen;
+    let mut on = |name, addr| {
+        let socket = inherited.claim(name, addr).map_or_else(|| TcpListener::bind(addr), Ok);
+        socket.map_err(|error| StartError::Listen { addr, error })
+    };
+    let mut bound = vec![Bound::on(on("listen", listen.addr)?, false)?];
+    if let Some(addr) = listen.h2c_addr {
+        bound.push(Bound::on(on("h2c", addr)?, true)?);
+    }
+    let admin = on("admin", config.admin.addr)?;
+    inherited.close_rest();
     Ok((bound, admin))
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
-use tidegate::app::{App, key_line, new_key};
+use tidegate::app::{App, Service, key_line, new_key};
 use tidegate::config::{ServeArgs, check, load, reference, schema};
 use tidegate::demo::{Demo, DemoArgs};
 use tidegate::sim::http::SimArgs;
@@ -75,10 +75,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             // A flag wins over the file; a file that can't be read is told of when the gate starts.
             let level = load(&args).map_or_else(|_| args.log.unwrap_or_default(), |config| config.observe.log);
             log_to_stderr(level.as_str())?;
+            let service = Service::listen(args.pid_file.clone())?;
             let app = App::start(args, None)?;
             tracing::info!(addr = %app.addr(), admin = %app.admin_addr(), "serving");
-            wait_for_end()?;
-            app.drain();
+            return Ok(ExitCode::from(service.run(app)?));
         }
         Command::Check { file } => {
             let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;

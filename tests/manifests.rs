@@ -40,7 +40,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// The documents of a YAML text.
 fn documents(text: &str) -> Vec<Value> {
-    let parts = text.split("\n---\n").filter(|part| part.lines().any(|line| !line.is_empty() && !line.starts_with('#')));
+    let parts =
+        text.split("\n---\n").filter(|part| part.lines().any(|line| !line.is_empty() && !line.starts_with('#')));
     parts.map(|part| serde_yaml::from_str(part).unwrap_or_else(|error| panic!("{error}\n{part}"))).collect()
 }
 
@@ -70,7 +71,8 @@ fn strict<T: DeserializeOwned + Serialize>(object: &Value) -> Result<(), String>
 
 /// Fields of a PodMonitor (`monitoring.coreos.com/v1`) that are used here, and may be.
 fn pod_monitor(object: &Value) -> Result<(), String> {
-    let allowed = BTreeSet::from(["selector", "podMetricsEndpoints", "namespaceSelector", "jobLabel", "podTargetLabels"]);
+    let allowed =
+        BTreeSet::from(["selector", "podMetricsEndpoints", "namespaceSelector", "jobLabel", "podTargetLabels"]);
     let of_endpoint = BTreeSet::from(["port", "path", "interval", "scheme", "scrapeTimeout", "honorLabels"]);
     let keys = |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
     let spec = keys(&object["spec"]).into_iter().find(|key| !allowed.contains(key.as_str()));
@@ -93,7 +95,9 @@ fn judged(object: &Value) -> Result<(), String> {
         ("networking.k8s.io/v1", "NetworkPolicy") => strict::<NetworkPolicy>(object),
         ("autoscaling/v2", "HorizontalPodAutoscaler") => strict::<HorizontalPodAutoscaler>(object),
         ("monitoring.coreos.com/v1", "PodMonitor") => pod_monitor(object),
-        ("kustomize.config.k8s.io/v1beta1", "Kustomization") | ("kustomize.config.k8s.io/v1alpha1", "Component") => Ok(()),
+        ("kustomize.config.k8s.io/v1beta1", "Kustomization") | ("kustomize.config.k8s.io/v1alpha1", "Component") => {
+            Ok(())
+        }
         other => Err(format!("{other:?} is not known here")),
     }
 }
@@ -149,7 +153,8 @@ fn is_coherent(objects: &[Value]) {
         let grace = spec["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
         for container in spec["template"]["spec"]["containers"].as_array().unwrap() {
             let pause = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or(0);
-            let args: Vec<&str> = container["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let args: Vec<&str> =
+                container["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             let ends = args.iter().find_map(|arg| arg.strip_prefix("--shutdown-timeout="));
             let needs = if args.first() == Some(&"serve") { 305 } else { ends.map_or(0, |ends| ends.parse().unwrap()) };
             assert!(grace >= needs + pause, "{name}: {grace} s of grace for {needs} s of streams and {pause} s before");
@@ -181,7 +186,8 @@ fn is_coherent(objects: &[Value]) {
 
 #[test]
 fn every_overlay_builds_and_names_what_is_there() {
-    let has_kubectl = Command::new("kubectl").args(["version", "--client"]).output().is_ok_and(|out| out.status.success());
+    let has_kubectl =
+        Command::new("kubectl").args(["version", "--client"]).output().is_ok_and(|out| out.status.success());
     if !has_kubectl {
         writeln!(std::io::stderr(), "SKIPPED: overlays are not built, as there is no kubectl here").unwrap();
         return;
@@ -191,7 +197,9 @@ fn every_overlay_builds_and_names_what_is_there() {
         let built = Command::new("kubectl").arg("kustomize").arg(&path).output().unwrap();
         assert!(built.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&built.stderr));
         let objects = documents(&String::from_utf8(built.stdout).unwrap());
-        objects.iter().for_each(|object| judged(object).unwrap());
+        for object in &objects {
+            judged(object).unwrap();
+        }
         is_coherent(&objects);
     }
 }

@@ -347,12 +347,12 @@ async fn draining_finishes_what_runs() {
 
     let drained = gate.drain();
     admin_says(admin, "/readyz", 503, "draining").await;
-    assert!(until_closed(&mut idle).await.is_empty(), "idle connections are closed");
     // Accepts go on for a while: balancers are slow to notice. One request per connection.
     let mut late = connect(addr).await;
     let answer = ask(&mut late, &request(CHAT, "", &chat("sim", "short", false, 1))).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(until_closed(&mut late).await.is_empty());
+    assert!(until_closed(&mut idle).await.is_empty(), "idle connections are closed at the end of that time");
     let answer = rest(&mut io, begun).await;
     assert!(answer.is_whole && has(&answer.body, "data: [DONE]"), "{}", answer.text());
     let answer = plain.await.unwrap();

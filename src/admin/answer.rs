@@ -79,6 +79,7 @@ const INDEX: &str = "tidegate admin\n\
     GET  /readyz               ready for traffic\n\
     GET  /metrics              Prometheus text\n\
     GET  /pods                 pods with load, standing and readings\n\
+    GET  /config               the configuration in force, as JSON, without secrets\n\
     GET  /queue                what waits, by model, role and class\n\
     GET  /explain              ids of recent decisions\n\
     GET  /explain/<request id> one decision; with ?policy=<name> what that policy would have chosen\n\
@@ -97,7 +98,10 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
     }
     let explained = path.strip_prefix("/explain/");
     let is_known = explained.is_some()
-        || matches!(path, "/" | "/healthz" | "/readyz" | "/metrics" | "/pods" | "/queue" | "/explain" | "/safe-mode");
+        || matches!(
+            path,
+            "/" | "/healthz" | "/readyz" | "/metrics" | "/pods" | "/config" | "/queue" | "/explain" | "/safe-mode"
+        );
     if is_known && !is_read {
         let allow = if path == "/safe-mode" { "GET, HEAD, POST" } else { "GET, HEAD" };
         return Answer { allow: Some(allow), ..Answer::text(405, format!("use {allow}")) };
@@ -112,6 +116,7 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
         },
         "/metrics" => metrics(state),
         "/pods" => Answer::json(pods(state)),
+        "/config" => Answer::json(config(state)),
         "/queue" => Answer::json(queue(state)),
         "/explain" => Answer::json(recent(&state.explain)),
         "/safe-mode" => Answer::json(safe_mode(state)),
@@ -120,6 +125,20 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
             None => Answer::text(404, "no such page; see /"),
         },
     }
+}
+
+/// The configuration in force. Its settings are written as they are: they were redacted when they were read.
+fn config(state: &AdminState) -> String {
+    let running = state.metrics.running_config.load();
+    format!(
+        "{{\"generation\":{},\"hash\":\"{:012x}\",\"taken_unix_s\":{},\"last_reload_successful\":{},\"needs_restart\":{},\n\"settings\":{}}}\n",
+        running.generation,
+        running.hash,
+        running.taken_s,
+        running.is_last_good,
+        serde_json::json!(running.needs_restart),
+        if running.json.is_empty() { "null" } else { &running.json },
+    )
 }
 
 /// What waits now.

@@ -42,6 +42,11 @@ impl Admin {
         self.addr
     }
 
+    /// Ends the listener and its connections; who listens on the same socket in another process goes on.
+    pub fn close(&mut self) {
+        drop(self.stop.take());
+    }
+
     /// Ends the listener and its connections, and waits for the thread.
     pub fn stop(mut self) {
         drop(self.stop.take());

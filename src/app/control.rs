@@ -6,20 +6,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::keys::KeysFile;
 use super::{setup, snapshot};
 use crate::base::{Mono, PodId};
-use crate::config::{Config, POLL_INTERVAL_S, Watcher};
+use crate::config::{Config, POLL_INTERVAL_S, Problems, Watcher};
 use crate::discovery::{self, Publisher, SourceHealth};
-use crate::observe::{Readiness, Secret, SourceSeries, StepTimeSeries};
+use crate::observe::{Readiness, RunningConfig, Secret, SourceSeries, StepTimeSeries};
 use crate::pods::{Fleet, Pod};
 use crate::prefix::Snapshot;
 use crate::proxy::lobby::Lobby;
 use crate::proxy::waitroom::Waitroom;
 use crate::proxy::{Gate, prewarm};
-use crate::runtime::{now, supervise};
+use crate::runtime::{now, supervise, unix_ms};
 use crate::scheduling::latency::{REGIMES, Report};
 use crate::telemetry::{Credential, Event, Observer, Telemetry};
 
@@ -27,10 +27,14 @@ const BEAT: Duration = Duration::from_secs(1);
 /// A pod that is met later after the start than this gets nothing of a snapshot.
 const SAVED_FOR: Duration = Duration::from_mins(10);
 
+/// Somebody wants the configuration to be read now, and to know whether it was taken.
+pub(super) type Asked = oneshot::Sender<bool>;
+
 /// Starts the control plane; it ends when `stopped` becomes true.
 pub(super) fn spawn(
     config: Config,
     (watcher, keys): (Watcher, KeysFile),
+    asked: mpsc::Receiver<Asked>,
     gate: Arc<Gate>,
     readiness: Arc<Readiness>,
     stopped: watch::Receiver<bool>,
@@ -47,7 +51,9 @@ pub(super) fn spawn(
         saved: Saved::new(saved),
         expired: Mutex::default(),
     };
-    std::thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(control.run(config, stopped)))
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || runtime.block_on(control.run(config, stopped, asked)))
 }
 
 struct Control {
@@ -92,7 +98,9 @@ impl Saved {
 }
 
 impl Control {
-    async fn run(mut self, mut config: Config, mut stopped: watch::Receiver<bool>) {
+    async fn run(mut self, mut config: Config, mut stopped: watch::Receiver<bool>, mut asked: mpsc::Receiver<Asked>) {
+        let started = config.clone();
+        self.show(&started, &config);
         self.gate.index.begin_with(self.saved.0.lock().as_ref().unwrap_or(&Snapshot::default()));
         let (sources, sources_seen) = watch::channel(config.sources.clone());
         let (settings, settings_seen) = watch::channel(config.pods.clone());
@@ -114,6 +122,11 @@ impl Control {
             supervise("sessions", Lobby::run(Arc::clone(&self.gate))),
             supervise("readiness", first_fleet(Arc::clone(&self.gate), Arc::clone(&self.readiness), tried_seen)),
         ];
+        let publish = |new: &Config| {
+            sources.send_replace(new.sources.clone());
+            settings.send_replace(new.pods.clone());
+            telemetry.configure(new.telemetry.clone());
+        };
         let mut poll = tokio::time::interval(Duration::from_secs(POLL_INTERVAL_S));
         let mut beat = tokio::time::interval(BEAT);
         loop {
@@ -124,14 +137,26 @@ impl Control {
                     self.gate.metrics.sources.store(Arc::new(publisher.health().iter().map(source).collect()));
                 }
                 _ = poll.tick() => {
-                    if let Some(new) = self.reloaded(&config) {
-                        sources.send_replace(new.sources.clone());
-                        settings.send_replace(new.pods.clone());
-                        telemetry.configure(new.telemetry.clone());
+                    if let Some(news) = self.watcher.poll()
+                        && let Some(new) = self.reloaded(news, &started, &config)
+                    {
+                        publish(&new);
                         config = new;
                     }
                     self.look_at_keys(&config);
                 },
+                Some(answer) = asked.recv() => {
+                    let news = self.watcher.read();
+                    let new = self.reloaded(news, &started, &config);
+                    let is_taken = new.is_some();
+                    if let Some(new) = new {
+                        publish(&new);
+                        config = new;
+                    }
+                    self.look_at_keys(&config);
+                    // Who asked may have gone.
+                    let _asker_has_gone = answer.send(is_taken);
+                }
             }
         }
     }
@@ -177,12 +202,31 @@ impl Control {
         }
     }
 
-    /// A new configuration, if the files changed and are good.
-    fn reloaded(&mut self, old: &Config) -> Option<Config> {
-        let new = match self.watcher.poll()? {
+    /// Shows what runs now.
+    fn show(&self, started: &Config, config: &Config) {
+        self.gate.metrics.running_config.rcu(|before| RunningConfig {
+            generation: before.generation + 1,
+            hash: config.shown.hash,
+            taken_s: unix_ms() / 1_000,
+            is_last_good: true,
+            needs_restart: started.needs_restart(config),
+            json: Arc::clone(&config.shown.json),
+        });
+    }
+
+    /// A try to change the configuration failed.
+    fn is_bad(&self) {
+        self.gate.metrics.config_reloads.inc("bad");
+        let before = self.gate.metrics.running_config.load_full();
+        self.gate.metrics.running_config.store(Arc::new(RunningConfig { is_last_good: false, ..(*before).clone() }));
+    }
+
+    /// Puts a new configuration in force, if it is good.
+    fn reloaded(&mut self, news: Result<Config, Problems>, started: &Config, old: &Config) -> Option<Config> {
+        let new = match news {
             Ok(new) => new,
             Err(problems) => {
-                self.gate.metrics.config_reloads.inc("bad");
+                self.is_bad();
                 tracing::error!("configuration not taken, the old one stays:\n{problems}");
                 return None;
             }
@@ -191,13 +235,13 @@ impl Control {
             match KeysFile::open(new.flow.keys_file.as_deref()) {
                 Ok(keys) => self.keys = keys,
                 Err(error) => {
-                    self.gate.metrics.config_reloads.inc("bad");
+                    self.is_bad();
                     tracing::error!(%error, "configuration not taken, the old one stays; save it again once the keys are there");
                     return None;
                 }
             }
         }
-        for key in old.needs_restart(&new) {
+        for key in started.needs_restart(&new) {
             tracing::warn!(key, "changed in the file; takes effect after a restart");
         }
         // An operator's switch stands until the file says otherwise than before.
@@ -213,7 +257,9 @@ impl Control {
         self.gate.table.configure(new.pods.health.clone());
         self.take_credential(&new);
         self.gate.metrics.config_reloads.inc("ok");
-        tracing::info!("configuration reloaded");
+        self.show(started, &new);
+        let generation = self.gate.metrics.running_config.load().generation;
+        tracing::info!(generation, hash = format!("{:012x}", new.shown.hash), "configuration reloaded");
         Some(new)
     }
 

@@ -45,6 +45,9 @@ pub struct ServeArgs {
     /// Where access lines go: `-`, `off` or a file.
     #[arg(long, value_name = "TARGET", allow_hyphen_values = true)]
     pub access_log: Option<String>,
+    /// File to write the process id to once ready.
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
     /// Level of the program's own log: off, error, warn, info, debug, trace.
     #[arg(long, value_name = "LEVEL", value_parser = level)]
     pub log: Option<LogLevel>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::locate::{Node, join};
 use super::problem::{Problem, Problems};
 use super::sections::{NOT_A_HEADER, Prefix, Routing, is_header};
+use super::shown::Shown;
 use super::tree::Tree;
 use crate::base::ModelName;
 use crate::discovery::{self, PodSource};
@@ -49,6 +50,8 @@ pub struct Config {
     pub observe: observe::Settings,
     /// Where access lines go.
     pub access_log: export::Target,
+    /// The whole as operators may see it.
+    pub shown: Shown,
 }
 
 /// What a name that clients use stands for.
@@ -107,7 +110,9 @@ impl Config {
         if !found.is_empty() {
             return Err(Problems(placed(found, text, overrides)));
         }
+        let shown = Shown::of(&tree);
         Ok(Self {
+            shown,
             listen: tree.listen,
             admin: tree.admin,
             pods: tree.pods,

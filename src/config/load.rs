@@ -62,6 +62,12 @@ impl Watcher {
         Ok((config, Self { args, stamp }))
     }
 
+    /// Reads everything again, changed or not.
+    pub fn read(&mut self) -> Result<Config, Problems> {
+        self.stamp = self.args.config.as_deref().and_then(stamp);
+        load(&self.args)
+    }
+
     /// The new configuration if the file changed since the last call, or what is wrong with it. Told once per change.
     pub fn poll(&mut self) -> Option<Result<Config, Problems>> {
         let now = self.args.config.as_deref().and_then(stamp);

@@ -13,6 +13,7 @@ mod reference;
 mod schema;
 mod sections;
 mod shape;
+mod shown;
 mod tree;
 
 pub use args::ServeArgs;

@@ -131,6 +131,9 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::PodEvents => family(&metrics.pod_events, to),
         M::Scrapes => family(&metrics.scrapes, to),
         M::ConfigReloads => family(&metrics.config_reloads, to),
+        M::ConfigGeneration | M::ConfigHash | M::ConfigTaken | M::ConfigLastGood | M::ConfigNeedsRestart => {
+            running_config(metric, metrics, to);
+        }
         M::LabelOverflow => family(&metrics.label_overflow, to),
         M::AccessLogDropped => to.sample(&[], metrics.access_log_dropped.load(Relaxed)),
         M::StepTime | M::StepTimeError | M::StepTimeSamples => step_times(metric, metrics, to),
@@ -152,6 +155,17 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
                 pod_samples(metric, pod, scrape.now, to);
             }
         }
+    }
+}
+
+fn running_config(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    let running = metrics.running_config.load();
+    match metric {
+        MetricName::ConfigGeneration => to.sample(&[], running.generation),
+        MetricName::ConfigHash => to.sample(&[], running.hash),
+        MetricName::ConfigTaken => to.sample(&[], running.taken_s),
+        MetricName::ConfigLastGood => to.sample(&[], running.is_last_good.into()),
+        _ => running.needs_restart.iter().for_each(|key| to.sample(&[key], 1)),
     }
 }
 
@@ -408,7 +422,7 @@ mod tests {
 
     use super::*;
     use crate::observe::StepTimeSeries;
-    use crate::observe::{Cause, Kind, MetricLimits, QueueSeries, SessionSeries, SourceSeries};
+    use crate::observe::{Cause, Kind, MetricLimits, QueueSeries, RunningConfig, SessionSeries, SourceSeries};
     use crate::pods::{PodSpec, Reading, Table};
 
     fn fill_waiting(metrics: &Metrics) {
@@ -458,6 +472,8 @@ mod tests {
             family.inc("word");
         }
         fill_waiting(&metrics);
+        let running = RunningConfig { needs_restart: vec!["listen.addr"], ..RunningConfig::default() };
+        metrics.running_config.store(std::sync::Arc::new(running));
         metrics.step_times.store(std::sync::Arc::new(vec![StepTimeSeries {
             variant: "m".into(),
             terms: ["a", "b", "c", "d", "e"].map(|term| (term, 0.5)),

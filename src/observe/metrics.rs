@@ -16,6 +16,7 @@ use super::family::{Family, OTHER};
 use super::gauge::Gauge;
 use super::histogram::{Histogram, OVERHEAD_US, TTFT_US};
 use super::model::{InFlight, ModelMetrics};
+use super::running::RunningConfig;
 use super::tenant::TenantSet;
 use crate::base::{ModelName, PodId};
 
@@ -209,6 +210,8 @@ pub struct Metrics {
     pub pod_events: Family,
     /// Scrapes by result.
     pub scrapes: Family,
+    /// The configuration in force; set.
+    pub running_config: ArcSwap<RunningConfig>,
     /// Reloads by result.
     pub config_reloads: Family,
     /// Overflows by label.
@@ -284,6 +287,7 @@ impl Metrics {
             disagg_tokens_twice: AtomicU64::new(0),
             pod_events: Family::default(),
             scrapes: Family::with(&["ok"]),
+            running_config: ArcSwap::default(),
             config_reloads: Family::with(&["ok", "bad"]),
             label_overflow: Family::with(&["model", "series"]),
             access_log_dropped: AtomicU64::new(0),

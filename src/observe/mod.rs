@@ -16,6 +16,7 @@ pub mod model;
 pub mod names;
 pub mod readiness;
 pub mod redact;
+mod running;
 pub mod settings;
 pub mod tenant;
 
@@ -30,7 +31,8 @@ pub use metrics::{
 };
 pub use model::{InFlight, ModelMetrics, TokenKind};
 pub use names::{Definition, Kind, MetricName};
-pub use readiness::{Missing, Readiness};
+pub use readiness::{BEAT_AGE_MAX, Missing, Readiness};
 pub use redact::{Secret, is_sensitive_header, printable_id};
+pub use running::RunningConfig;
 pub use settings::{LogLevel, Settings};
 pub use tenant::{TenantMetrics, TenantSet};

@@ -160,6 +160,16 @@ metrics! {
         "Scrapes of pods' metrics, by result.";
     ConfigReloads = "config_reloads_total", Counter, "reloads", ["result"],
         "Configuration files read again after a change, by result ok or bad; bad keeps the old one.";
+    ConfigGeneration = "config_generation", Gauge, "generation", [],
+        "Counts the configurations taken: 1 is the one of the start.";
+    ConfigHash = "config_hash", Gauge, "hash", [],
+        "Hash (48 bits) of the configuration in force, file and flags together; gates configured the same show the same.";
+    ConfigTaken = "config_last_success_timestamp_seconds", Gauge, "seconds", [],
+        "When the configuration in force was taken, in seconds since 1970.";
+    ConfigLastGood = "config_last_reload_successful", Gauge, "bool", [],
+        "1 if the last try to read the configuration succeeded.";
+    ConfigNeedsRestart = "config_needs_restart", Gauge, "bool", ["key"],
+        "1 for each setting that was changed in the file and takes effect only after a restart.";
     LabelOverflow = "label_overflow_total", Counter, "events", ["label"],
         "Label values counted as other because their limit was reached, by label.";
     AccessLogDropped = "access_log_dropped_total", Counter, "lines", [],

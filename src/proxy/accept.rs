@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::gate::GateApp;
 use super::guard::GuardedStream;
 use super::{sockets, upstream};
+use crate::base::Mono;
 use crate::runtime::{now, spawn_connection, supervise};
 
 /// HTTP/2 connection preface (RFC 9113 section 3.4).
@@ -47,9 +48,18 @@ pub struct Bound {
 impl Bound {
     /// Binds `addr`. With `is_h2c`, HTTP/2 without TLS is spoken beside HTTP/1.1.
     pub fn bind(addr: SocketAddr, is_h2c: bool) -> io::Result<Self> {
-        let socket = StdListener::bind(addr)?;
+        Self::on(StdListener::bind(addr)?, is_h2c)
+    }
+
+    /// Takes a socket that listens already.
+    pub fn on(socket: StdListener, is_h2c: bool) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self { socket, is_h2c })
+    }
+
+    /// The socket, to be handed to a process that takes over.
+    pub fn socket(&self) -> io::Result<StdListener> {
+        self.socket.try_clone()
     }
 
     /// Where it listens.
@@ -64,6 +74,7 @@ pub struct Workers {
     threads: Vec<JoinHandle<()>>,
     phase: watch::Sender<Phase>,
     shutdown: watch::Sender<bool>,
+    beats: Arc<[AtomicU64]>,
 }
 
 /// Starts `count` workers that serve `app` on all of `bound`.
@@ -71,6 +82,7 @@ pub fn start(count: usize, bound: &[Bound], app: &GateApp) -> io::Result<Workers
     let (phase, _) = watch::channel(Phase::Open);
     let (shutdown, _) = watch::channel(false);
     let mut threads = Vec::with_capacity(count);
+    let beats: Arc<[AtomicU64]> = (0..count.max(1)).map(|_| AtomicU64::new(now().0)).collect();
     for number in 0..count.max(1) {
         let sockets =
             bound.iter().map(|bound| Ok((bound.socket.try_clone()?, bound.is_h2c))).collect::<io::Result<Vec<_>>>()?;
@@ -80,16 +92,18 @@ pub fn start(count: usize, bound: &[Bound], app: &GateApp) -> io::Result<Workers
             phase: phase.subscribe(),
             shutdown: shutdown.subscribe(),
             open: Arc::new(AtomicUsize::new(0)),
+            number,
+            beats: Arc::clone(&beats),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let name = format!("gate-{number}");
         threads.push(std::thread::Builder::new().name(name).spawn(move || runtime.block_on(worker.run(sockets)))?);
     }
-    Ok(Workers { threads, phase, shutdown })
+    Ok(Workers { threads, phase, shutdown, beats })
 }
 
 impl Workers {
-    /// Announces the end: answers close their connections, idle connections are closed; accepting goes on.
+    /// Announces the end: answers close their connections, HTTP/2 clients are told to go; accepting goes on.
     pub fn leave(&self) {
         self.phase.send_replace(Phase::Leaving);
         self.shutdown.send_replace(true);
@@ -99,6 +113,12 @@ impl Workers {
     pub fn close(&self) {
         self.phase.send_replace(Phase::Closed);
         self.shutdown.send_replace(true);
+    }
+
+    /// Whether no worker that runs was silent for longer than `silent_max`. May be asked from any thread, at any time.
+    pub fn pulse(&self, silent_max: Duration) -> impl Fn() -> bool + Send + use<> {
+        let beats = Arc::clone(&self.beats);
+        move || beats.iter().all(|beat| now().since(Mono(beat.load(SeqCst))) <= silent_max)
     }
 
     /// Whether all workers have ended.
@@ -115,6 +135,8 @@ struct Worker {
     phase: watch::Receiver<Phase>,
     shutdown: watch::Receiver<bool>,
     open: Arc<AtomicUsize>,
+    number: usize,
+    beats: Arc<[AtomicU64]>,
 }
 
 impl Worker {
@@ -138,19 +160,38 @@ impl Worker {
                     true
                 }
             };
+            self.beat(now());
             if is_closed {
-                tasks.clear();
+                for task in tasks {
+                    task.ended().await;
+                }
                 while self.open.load(SeqCst) > 0 {
+                    self.beat(now());
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                return;
+                // One that has ended is not waited for.
+                return self.beat(Mono(u64::MAX));
             }
         }
     }
 
-    async fn accept(self, listener: TcpListener, is_h2c: bool) {
+    fn beat(&self, at: Mono) {
+        if let Some(beat) = self.beats.get(self.number) {
+            beat.store(at.0, SeqCst);
+        }
+    }
+
+    async fn accept(mut self, listener: TcpListener, is_h2c: bool) {
         loop {
-            match listener.accept().await {
+            let is_closed = *self.phase.borrow() == Phase::Closed;
+            let accepted = tokio::select! {
+                biased;
+                accepted = listener.accept() => accepted,
+                // Those who connected before the end are in the queue of the socket and are still served.
+                () = std::future::ready(()), if is_closed => return,
+                _ = self.phase.changed() => continue,
+            };
+            match accepted {
                 Ok((io, peer)) => self.take(io, peer, is_h2c),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");

@@ -135,6 +135,7 @@ pub struct Gate {
     credential: Mutex<Option<Arc<Secret>>>,
     drawn: AtomicU64,
     cutoff: watch::Sender<bool>,
+    closing: watch::Sender<bool>,
 }
 
 /// Parts of a [`Gate`].
@@ -213,6 +214,7 @@ impl Gate {
             credential: Mutex::new(None),
             drawn: AtomicU64::new(seed),
             cutoff: watch::Sender::new(false),
+            closing: watch::Sender::new(false),
         })
     }
 
@@ -268,6 +270,11 @@ impl Gate {
         crate::base::Rng::new(self.drawn.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed)).bits()
     }
 
+    /// Closes connections that wait for a next request.
+    pub fn close_idle(&self) {
+        self.closing.send_replace(true);
+    }
+
     /// Ends what still runs: streams with an error event, the rest with a refusal or a cut.
     pub fn cut_off(&self) {
         self.cutoff.send_replace(true);
@@ -316,7 +323,7 @@ impl HttpServerApp for GateApp {
         let rules = self.gate.rules();
         let stop = Stop { leaving: shutdown.clone(), cutoff: self.gate.cutoff.subscribe() };
         let is_short = self.gate.memory.stage() >= Stage::CloseIdle;
-        match read_head(&mut session, &conn, &rules, is_short, shutdown).await {
+        match read_head(&mut session, &conn, &rules, is_short, (shutdown, self.gate.closing.subscribe())).await {
             Ok(true) => {}
             Ok(false) => return None,
             Err(fault) => {
@@ -360,7 +367,7 @@ async fn read_head(
     conn: &Conn,
     rules: &Rules,
     is_memory_short: bool,
-    shutdown: &ShutdownWatch,
+    (shutdown, mut closing): (&ShutdownWatch, watch::Receiver<bool>),
 ) -> Result<bool, Fault> {
     if session.is_http2() {
         return Ok(true);
@@ -374,7 +381,6 @@ async fn read_head(
     if !*shutdown.borrow() {
         session.set_keepalive(Some(idle_max.as_secs().max(1)));
     }
-    let mut shutdown = shutdown.clone();
     let waits_from = now();
     let read = {
         let mut read = pin!(session.read_request());
@@ -395,8 +401,9 @@ async fn read_head(
                     }
                     alarm.set(tokio::time::sleep(left.min(rules.head_timeout)));
                 }
-                // A connection that was just made is still served; an idle one is not waited for.
-                _ = shutdown.wait_for(|stops| *stops), if is_reused && conn.head_started().is_none() => return Ok(false),
+                // While the gate leaves, idle connections stay: a request may be on its way, and its answer closes them. At the
+                // end of that time they are not waited for; only one that was just made is.
+                _ = closing.wait_for(|closes| *closes), if is_reused && conn.head_started().is_none() => return Ok(false),
             }
         }
     };
