@@ -52,8 +52,9 @@
 //! proxy::reply     Fault::row, body, event                            what a client sees of any failure: one table
 //! proxy::exchange  finish                                             metrics, the one access line; the connection goes on
 //! ```
-//! Beside it: `app::service` turns signals into reload, drain and the hand-over of sockets; `app::control` runs discovery, telemetry and reload on a thread of their own and publishes a new fleet, rules
-//! or profile; a request takes a snapshot and never waits for them.
+//! Beside it: `app::control` runs discovery, telemetry and reload on a thread of their own and publishes a new fleet, rules
+//! or profile; a request takes a snapshot and never waits for them. `app::service` turns signals into reload, drain and the hand-over of
+//! sockets to a new program.
 //!
 //! # What always holds
 //!
