@@ -7,6 +7,7 @@
 //! overhead      CPU and latency next to nginx and bare Pingora       -> overhead/   (process, proxies, backend, bare_pingora)
 //! badinput      what a gate must refuse                              -> badinput/   (corpus)
 //! backend       a pod that costs next to nothing
+//! cluster       discovery in Kubernetes under changes               -> cluster.rs
 //! lab           policies on simulated engines, virtual time          -> lab/
 //! bare-pingora  the least a Pingora proxy can be
 //! ```
@@ -22,6 +23,7 @@ mod badinput;
 mod bare_pingora;
 mod body;
 mod client;
+mod cluster;
 mod corpus;
 mod crowd;
 mod histogram;
@@ -77,6 +79,8 @@ enum Command {
     Lab(lab::Args),
     /// What a request on two pods costs the gate, next to one
     Legs(legs::Args),
+    /// Discovery in Kubernetes under changes, and without an API server
+    Cluster(cluster::Args),
     /// The least a Pingora proxy can be
     BarePingora(bare_pingora::Args),
 }
@@ -119,6 +123,7 @@ async fn perform(command: Command, mut report: Report) -> io::Result<bool> {
         Command::Legs(args) => legs::run(args, &mut report).await?,
         Command::Streams(args) => streams::run(args, &mut report).await?,
         Command::Badinput(args) => tokio::task::LocalSet::new().run_until(badinput::run(args, &mut report)).await?,
+        Command::Cluster(args) => cluster::run(args, &mut report).await?,
         Command::Backend(args) => backend::serve(args).await?,
         Command::BarePingora(_) | Command::Lab(_) => {}
     }

@@ -2,7 +2,7 @@
 //!
 //! It has a thread and an event loop of its own ([`spawn_thread`]), so it answers while the data plane is saturated or
 //! drains. Loopback by default; nothing it shows holds a prompt, a key or a body. Only `POST /safe-mode` changes anything. Browsers
-//! are answered under names only that nobody outside can own ([`hosts`]).
+//! are answered under names only that nobody outside can own (`hosts`).
 mod answer;
 mod board;
 mod dashboard;
