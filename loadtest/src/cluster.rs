@@ -25,7 +25,7 @@ mod server;
 const PODS: &str = "/api/v1/namespaces/ai/pods";
 /// One of so many changes is waited for.
 const SAMPLED: u32 = 10;
-/// Goal: 99 of 100 changes are in the fleet within this time [ms].
+/// Goal: 99 of 100 changes are in the fleet within this time \[ms\].
 const STALENESS_MS_MAX: f64 = 250.0;
 /// Pause of the client between two requests.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -41,10 +41,10 @@ pub(crate) struct Args {
     /// Changes per second
     #[arg(long, default_value_t = 100)]
     changes_per_s: u32,
-    /// How long there are changes [s]
+    /// How long there are changes, in seconds
     #[arg(long, default_value_t = 60)]
     secs: u32,
-    /// How long the API server is away after that [s]
+    /// How long the API server is away after that, in seconds
     #[arg(long, default_value_t = 120)]
     away_secs: u64,
 }
