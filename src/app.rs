@@ -9,6 +9,7 @@ mod notify;
 mod service;
 mod setup;
 mod snapshot;
+mod tls;
 mod upgrade;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::inherited::Inherited;
 use self::keys::KeysFile;
+use self::tls::Listeners;
 use crate::admin::{Admin, AdminState, spawn_thread};
 use crate::base::{ModelName, Mono};
 use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
@@ -34,6 +36,7 @@ use crate::pods::Table;
 use crate::prefix::Index;
 use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
 use crate::runtime::now;
+use crate::tls::TlsError;
 
 pub use keys::{key_line, new_key};
 pub use service::{EXIT_CUT, Service};
@@ -58,6 +61,14 @@ pub enum StartError {
         addr: SocketAddr,
         /// What the system says.
         error: io::Error,
+    },
+    /// Certificates or keys of a listener cannot be used.
+    #[error("cannot use the certificates of {place}: {error}")]
+    Tls {
+        /// The section.
+        place: &'static str,
+        /// Why.
+        error: TlsError,
     },
     /// Another thing the system refused.
     #[error("cannot start: {0}")]
@@ -95,8 +106,6 @@ impl App {
         }
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
         let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(&metrics))?;
-        let explain = Arc::new(ExplainRing::new(config.observe.decisions_max as usize));
-        let safe_mode = Arc::new(AtomicBool::new(config.routing.safe_mode));
         let readiness = Arc::new(Readiness::default());
         let (prefix_secret, salt_key) = snapshot::secrets(&config.prefix)?;
         // One that cannot be used stops the start: to go on without would let everybody in.
@@ -106,8 +115,8 @@ impl App {
             table: Arc::new(Table::new(config.pods.health.clone())),
             index: Arc::new(Index::new(setup::index_limits(&config))),
             metrics: Arc::clone(&metrics),
-            explain: Arc::clone(&explain),
-            safe_mode: Arc::clone(&safe_mode),
+            explain: Arc::new(ExplainRing::new(config.observe.decisions_max as usize)),
+            safe_mode: Arc::new(AtomicBool::new(config.routing.safe_mode)),
             log: Box::new(move |record| log.write(record)),
             hook,
             routing: setup::routing(&config),
@@ -118,7 +127,9 @@ impl App {
         });
         let saved = snapshot::load(&config.prefix, prefix_secret);
         let snapshot_file = config.prefix.snapshot_file.clone();
-        let (bound, admin_socket) = bind(&config, inherited)?;
+        let listeners = Listeners::open(&config, &metrics)?;
+        let admin_tls = listeners.admin.clone();
+        let (bound, admin_socket) = bind(&config, &listeners, inherited)?;
         let sockets = handed(&bound, &admin_socket)?;
         let addr = bound.first().map_or_else(|| Ok(config.listen.addr), Bound::addr)?;
         let h2c_addr = bound.get(1).map(Bound::addr).transpose()?;
@@ -126,14 +137,20 @@ impl App {
         let threads = workers(&config);
         let (stop, stopped) = watch::channel(false);
         let (asks, asked) = mpsc::channel(1);
-        let control =
-            control::spawn(config, (watcher, keys), asked, Arc::clone(&gate), Arc::clone(&readiness), stopped, saved)?;
+        let control = control::spawn(
+            config,
+            (watcher, keys, listeners),
+            asked,
+            Arc::clone(&gate),
+            Arc::clone(&readiness),
+            stopped,
+            saved,
+        )?;
         if upgrade::is_taking_over() {
             wait_until_ready(&readiness)?;
         }
-        let admin = spawn_thread(admin_socket, Arc::new(state))?;
+        let admin = spawn_thread(admin_socket, admin_tls, Arc::new(state))?;
         let workers = start(threads, &bound, &GateApp::new(Arc::clone(&gate)))?;
-        let hurry = Arc::default();
         Ok(Self {
             addr,
             h2c_addr,
@@ -147,7 +164,7 @@ impl App {
             snapshot_file,
             sockets,
             asks,
-            hurry,
+            hurry: Arc::default(),
         })
     }
 
@@ -290,13 +307,17 @@ fn handed(bound: &[Bound], admin: &TcpListener) -> io::Result<Vec<(&'static str,
     Ok(sockets)
 }
 
-fn bind(config: &Config, mut inherited: Inherited) -> Result<(Vec<Bound>, TcpListener), StartError> {
+fn bind(
+    config: &Config,
+    listeners: &Listeners,
+    mut inherited: Inherited,
+) -> Result<(Vec<Bound>, TcpListener), StartError> {
     let listen = &config.listen;
     let mut on = |name, addr| {
         let socket = inherited.claim(name, addr).map_or_else(|| TcpListener::bind(addr), Ok);
         socket.map_err(|error| StartError::Listen { addr, error })
     };
-    let mut bound = vec![Bound::on(on("listen", listen.addr)?, false)?];
+    let mut bound = vec![Bound::on(on("listen", listen.addr)?, false)?.with_tls(listeners.clients.clone())];
     if let Some(addr) = listen.h2c_addr {
         bound.push(Bound::on(on("h2c", addr)?, true)?);
     }

@@ -10,11 +10,12 @@
 //! app          builds every room, connects, starts, stops; knows all, decides nothing
 //! 4  config      tree of settings -> Config; problems with place and remedy -> settings of all rooms
 //! 3  proxy       the data path: accept, check, plan, forward, stream back   -> scheduling, flow, disagg, api, prefix, pods,
-//!                                                                              observe
-//!    admin       health, metrics, pods, explain, safe mode; the dashboard   -> export, observe, pods
+//!                                                                              observe, tls
+//!    admin       health, metrics, pods, explain, safe mode; the dashboard   -> export, tls, observe, pods
 //!    export      Prometheus text, access log                                -> observe, pods
-//!    discovery   list, DNS, Kubernetes -> pods                              -> pods, observe
-//!    telemetry   /metrics, /v1/models of pods -> readings and facts         -> pods, observe
+//!    discovery   list, DNS, Kubernetes -> pods                              -> tls, pods, observe
+//!    telemetry   /metrics, /v1/models of pods -> readings and facts         -> tls, pods, observe
+//!    tls         handshakes with clients and pods, certificates that change -> pods, observe
 //!    sim         simulated pods over HTTP, with faults                      -> sim/engine, api
 //!    runtime     the one clock, the one way to start a task
 //! 2  scheduling  filters, scorers, picker -> decision                       -> prefix, pods, api
@@ -34,6 +35,7 @@
 //!
 //! ```text
 //! proxy::accept    Worker::accept -> take (cap) -> serve             one thread and runtime per worker; h2c told by its preface
+//!   tls::Server      accept                                              where TLS is spoken; certificate -> Conn
 //! proxy::guard     GuardedStream, HeadLint, FrameMeter               raw head linted, bounded and timed before any parser
 //! proxy::gate      GateApp::process_new_http -> read_head            from here a panic costs this request only (catch)
 //! proxy::exchange  Exchange::run -> serve                            frame::check, then api::route:
@@ -72,7 +74,7 @@
 //! (a body is read whole, so that it can be planned and sent again), compression, caching of answers, sticky cookies,
 //! configuration by environment, plug-ins loaded at run time.
 //!
-//! Not built yet, though names leave room for it: connectors other than NIXL, TLS, an index fed by KV events, OpenTelemetry export,
+//! Not built yet, though names leave room for it: connectors other than NIXL, an index fed by KV events, OpenTelemetry export,
 //! autoscaling.
 //!
 //! # Where it differs from the first design, and why
@@ -134,6 +136,7 @@ pub mod export;
 pub mod proxy;
 pub mod runtime;
 pub mod telemetry;
+pub mod tls;
 
 pub mod config;
 pub mod sim;

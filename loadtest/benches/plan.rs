@@ -40,6 +40,7 @@ fn fleet(pods: usize) -> Arc<Fleet> {
     let spec = |number: usize| PodSpec {
         addr: ([127, 0, (number / 250) as u8, (number % 250) as u8], 8_000).into(),
         authority: "a".into(),
+        tls: None,
         rank: None,
         role: Role::Both,
         labels: BTreeMap::new(),

@@ -370,6 +370,7 @@ pub(super) mod tests {
         let (added, _) = state.table.set(vec![PodSpec {
             addr: "127.0.0.1:8000".parse().unwrap(),
             authority: "pod\"a:8000".into(),
+            tls: None,
             rank: Some(1),
             role: Role::Decode,
             labels: std::collections::BTreeMap::new(),

@@ -4,24 +4,24 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::answer::AdminState;
 use super::board::{Board, Viewer};
+use crate::tls::ClientStream;
 
 /// Longest time for writing one event.
 const WRITE_TIME: Duration = Duration::from_secs(5);
 
 /// Serves one viewer. `head` is the head of the answer.
 pub(super) async fn serve(
-    socket: &mut TcpStream,
+    socket: &mut ClientStream,
     head: &[u8],
     mut viewer: Viewer<'_>,
     board: &Board,
     state: &AdminState,
 ) {
-    let (mut reader, mut writer) = socket.split();
+    let (mut reader, mut writer) = tokio::io::split(socket);
     // A viewer sends nothing any more; what can be read is its end.
     let mut byte = [0; 1];
     tokio::select! {
@@ -38,20 +38,25 @@ async fn tell<W: AsyncWrite + Unpin>(
     board: &Board,
     state: &AdminState,
 ) -> io::Result<Infallible> {
-    timeout(WRITE_TIME, writer.write_all(head)).await??;
+    timeout(WRITE_TIME, send(writer, head)).await??;
     let mut is_behind = true;
     let mut seen = 0;
     loop {
         if is_behind {
             let (number, whole) = board.whole(state);
             seen = number;
-            timeout(WRITE_TIME, writer.write_all(whole.as_bytes())).await??;
+            timeout(WRITE_TIME, send(writer, whole.as_bytes())).await??;
         }
         let tick = viewer.next().await?;
         is_behind = tick.number != seen + 1;
         if !is_behind {
             seen = tick.number;
-            timeout(WRITE_TIME, writer.write_all(tick.event.as_bytes())).await??;
+            timeout(WRITE_TIME, send(writer, tick.event.as_bytes())).await??;
         }
     }
+}
+
+async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result<()> {
+    writer.write_all(bytes).await?;
+    writer.flush().await
 }

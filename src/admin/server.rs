@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -18,6 +18,7 @@ use super::board::Board;
 use super::http::{self, BadRequest, Request};
 use super::{dashboard, feed, hosts};
 use crate::runtime::supervise;
+use crate::tls::{ClientStream, Server};
 
 /// Most connections at once.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -57,7 +58,7 @@ impl Admin {
 }
 
 /// Starts the admin listener on an already bound socket.
-pub fn spawn_thread(listener: StdListener, state: Arc<AdminState>) -> io::Result<Admin> {
+pub fn spawn_thread(listener: StdListener, tls: Option<Arc<Server>>, state: Arc<AdminState>) -> io::Result<Admin> {
     listener.set_nonblocking(true)?;
     let addr = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -66,7 +67,7 @@ pub fn spawn_thread(listener: StdListener, state: Arc<AdminState>) -> io::Result
         runtime.block_on(async {
             match TcpListener::from_std(listener) {
                 Ok(listener) => tokio::select! {
-                    () = accept(listener, state) => {}
+                    () = accept(listener, tls, state) => {}
                     _ = stopped => {}
                 },
                 Err(error) => tracing::error!(%error, "admin listener cannot be used"),
@@ -76,7 +77,7 @@ pub fn spawn_thread(listener: StdListener, state: Arc<AdminState>) -> io::Result
     Ok(Admin { addr, stop: Some(stop), thread })
 }
 
-async fn accept(listener: TcpListener, state: Arc<AdminState>) {
+async fn accept(listener: TcpListener, tls: Option<Arc<Server>>, state: Arc<AdminState>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let board = Arc::new(Board::new());
     let (looking, looked_at) = (Arc::clone(&board), Arc::clone(&state));
@@ -90,16 +91,23 @@ async fn accept(listener: TcpListener, state: Arc<AdminState>) {
             state.metrics.refused.inc("admin_connections");
             continue;
         };
-        let (state, board) = (Arc::clone(&state), Arc::clone(&board));
+        let (state, board, tls) = (Arc::clone(&state), Arc::clone(&board), tls.clone());
         supervise("admin connection", async move {
-            serve(socket, peer.ip(), &state, &board).await;
+            match tls {
+                None => serve(ClientStream::Plain(socket), peer.ip(), &state, &board).await,
+                Some(tls) => {
+                    if let Ok(accepted) = tls.accept(socket).await {
+                        serve(accepted.io, peer.ip(), &state, &board).await;
+                    }
+                }
+            }
             drop(permit);
         })
         .detach();
     }
 }
 
-async fn serve(mut socket: TcpStream, peer: IpAddr, state: &AdminState, board: &Board) {
+async fn serve(mut socket: ClientStream, peer: IpAddr, state: &AdminState, board: &Board) {
     let mut buffer = Vec::new();
     loop {
         let (reply, keep_alive, has_body) = match timeout(REQUEST_TIME, http::read(&mut socket, &mut buffer)).await {
@@ -119,11 +127,16 @@ async fn serve(mut socket: TcpStream, peer: IpAddr, state: &AdminState, board: &
             Err(_late) => (Answer::text(408, "request took too long"), false, true),
         };
         let bytes = encode(&reply, keep_alive, has_body);
-        let is_written = matches!(timeout(REQUEST_TIME, socket.write_all(&bytes)).await, Ok(Ok(())));
+        let is_written = matches!(timeout(REQUEST_TIME, send(&mut socket, &bytes)).await, Ok(Ok(())));
         if !is_written || !keep_alive {
             return;
         }
     }
+}
+
+async fn send(socket: &mut ClientStream, bytes: &[u8]) -> io::Result<()> {
+    socket.write_all(bytes).await?;
+    socket.flush().await
 }
 
 /// The answer to one request. That to who wants the dashboard's events is empty, but of their type.
@@ -178,7 +191,7 @@ mod tests {
 
     fn start() -> Admin {
         let listener = StdListener::bind("127.0.0.1:0").unwrap();
-        spawn_thread(listener, Arc::new(super::super::answer::tests::state())).unwrap()
+        spawn_thread(listener, None, Arc::new(super::super::answer::tests::state())).unwrap()
     }
 
     fn exchange(admin: &Admin, raw: &str) -> String {

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::tls::ServerTls;
+
 /// Where the admin listener is unless configured otherwise.
 pub const ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 
@@ -37,6 +39,8 @@ impl Changes {
 pub struct Settings {
     /// Address of the admin listener. It shows metrics and decisions to everybody who can connect.
     pub addr: SocketAddr,
+    /// TLS on it. `callers` have no meaning here: who has a certificate of `ca_files` may look at everything.
+    pub tls: ServerTls,
     /// Who may switch safe mode here: `nobody`, `loopback` (clients on this machine) or `everybody`.
     pub changes_from: Changes,
     /// Names under which browsers may open the dashboard, without a port. Addresses, `localhost`, names without a dot and names below
@@ -59,7 +63,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { addr: ADDR, changes_from: Changes::default(), hosts: Vec::new() }
+        Self { addr: ADDR, tls: ServerTls::default(), changes_from: Changes::default(), hosts: Vec::new() }
     }
 }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::keys::KeysFile;
+use super::tls::Listeners;
 use super::{setup, snapshot};
 use crate::base::{Mono, PodId};
 use crate::config::{Config, POLL_INTERVAL_S, Problems, Watcher};
@@ -33,7 +34,7 @@ pub(super) type Asked = oneshot::Sender<bool>;
 /// Starts the control plane; it ends when `stopped` becomes true.
 pub(super) fn spawn(
     config: Config,
-    (watcher, keys): (Watcher, KeysFile),
+    (watcher, keys, listeners): (Watcher, KeysFile, Listeners),
     asked: mpsc::Receiver<Asked>,
     gate: Arc<Gate>,
     readiness: Arc<Readiness>,
@@ -46,6 +47,7 @@ pub(super) fn spawn(
         readiness,
         watcher,
         keys,
+        listeners,
         credential: Arc::default(),
         memory_max: setup::container_bytes(),
         saved: Saved::new(saved),
@@ -61,6 +63,7 @@ struct Control {
     readiness: Arc<Readiness>,
     watcher: Watcher,
     keys: KeysFile,
+    listeners: Listeners,
     credential: Arc<Credential>,
     /// What the container allows \[bytes\].
     memory_max: Option<u64>,
@@ -111,6 +114,7 @@ impl Control {
             Arc::clone(&self.gate.table),
             config.telemetry.clone(),
             Arc::clone(&self.credential),
+            Arc::clone(&self.gate.pod_tls),
             observer(&self.gate, &self.readiness, &self.saved),
         );
         self.readiness.configured();
@@ -144,6 +148,7 @@ impl Control {
                         config = new;
                     }
                     self.look_at_keys(&config);
+                    self.listeners.refresh(&config, &self.gate);
                 },
                 Some(answer) = asked.recv() => {
                     let news = self.watcher.read();
@@ -154,6 +159,7 @@ impl Control {
                         config = new;
                     }
                     self.look_at_keys(&config);
+                    self.listeners.refresh(&config, &self.gate);
                     // Who asked may have gone.
                     let _asker_has_gone = answer.send(is_taken);
                 }

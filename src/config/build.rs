@@ -137,6 +137,8 @@ impl Config {
         let keys = [
             ("listen.addr", self.listen.addr == new.listen.addr),
             ("listen.h2c_addr", self.listen.h2c_addr == new.listen.h2c_addr),
+            ("listen.tls", self.listen.tls.is_on() == new.listen.tls.is_on()),
+            ("admin.tls", self.admin.tls.is_on() == new.admin.tls.is_on()),
             ("listen.threads", self.listen.threads == new.listen.threads),
             ("admin.addr", self.admin.addr == new.admin.addr),
             ("admin.changes_from", self.admin.changes_from == new.admin.changes_from),
@@ -233,6 +235,13 @@ fn sections(tree: &Tree, found: &mut Found) {
     for (key, problems) in rooms {
         found.extend(problems.into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));
     }
+    let listeners = [("listen.tls", &tree.listen.tls), ("admin.tls", &tree.admin.tls)];
+    for (key, tls) in listeners {
+        found.extend(tls.problems().into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));
+    }
+    if !tree.admin.tls.client_certificates.callers.is_empty() {
+        found.push(("admin.tls.client_certificates.callers".into(), "has no meaning here; remove it".into()));
+    }
     let is_taken = |addr| tree.admin.addr == addr && tree.admin.addr.port() != 0;
     if is_taken(tree.listen.addr) || tree.listen.h2c_addr.is_some_and(is_taken) {
         found.push(("admin.addr".into(), "clients connect there already; write another port".into()));
@@ -308,7 +317,7 @@ mod tests {
         let text = "\
 pods:
   list:
-    - url: https://a:8000
+    - url: https://a:8000/v1
     - {url: 'http://b:1'}
     - url: ftp://b:1
   resolve_interval_s: 0
@@ -336,6 +345,35 @@ observe:
             (14, "limits.timeouts.head_s"),
             (16, "admin.addr"),
             (18, "observe.access_log"),
+        ];
+        assert_eq!(places, expected.map(|(line, path)| (line, path.to_owned())));
+    }
+
+    #[test]
+    fn tls_is_checked_without_its_files() {
+        assert_eq!(check(include_str!("../../conf/tls.yaml")), []);
+        let text = "\
+listen:
+  tls:
+    handshakes_max: 0
+    client_certificates:
+      callers:
+        - {dns: a, tenant: 'a b'}
+admin:
+  tls:
+    client_certificates: {ca_files: [x], callers: [{dns: a, trusted: true}]}
+pods:
+  list:
+    - {url: 'https://a', tls: {key_file: x}}
+";
+        let places: Vec<_> = check(text).into_iter().map(|problem| (problem.line.unwrap(), problem.path)).collect();
+        let expected = [
+            (3, "listen.tls.handshakes_max"),
+            (5, "listen.tls.client_certificates.callers"),
+            (5, "listen.tls.client_certificates.callers"),
+            (9, "admin.tls.client_certificates.ca_files"),
+            (9, "admin.tls.client_certificates.callers"),
+            (12, "pods.list[0].tls.certificate_file"),
         ];
         assert_eq!(places, expected.map(|(line, path)| (line, path.to_owned())));
     }

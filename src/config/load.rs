@@ -132,7 +132,7 @@ mod tests {
         let problem = load(&wrong).unwrap_err().to_string();
         assert_eq!(
             problem,
-            "--pod, --prefill or --decode: `ftp://` is not a scheme pods speak; write http://host:port"
+            "--pod, --prefill or --decode: `ftp://` is not a scheme pods speak; write http://host:port or https://host:port"
         );
     }
 

@@ -43,6 +43,7 @@ mod tests {
         let spec = |number: u16| PodSpec {
             addr: ([127, 0, 0, 1], number).into(),
             authority: "a".into(),
+            tls: None,
             rank: None,
             role: crate::pods::Role::Both,
             labels: BTreeMap::new(),

@@ -148,7 +148,7 @@ line 5, column 27: pods.list[0].roll: unknown field `roll`
   |
 5 |     - {url: 'http://a:1', roll: both}
   |                           ^
-  = did you mean `role`? possible here: url, role, labels";
+  = did you mean `role`? possible here: url, role, labels, tls";
         assert_eq!(shown, expected, "\n{shown}");
     }
 

@@ -96,7 +96,8 @@ mod tests {
 
     fn found(port: u16, state: State) -> Found {
         let addr = SocketAddr::from(([10, 0, 0, 1], port));
-        let spec = PodSpec { addr, authority: "a".into(), rank: None, role: Role::Both, labels: BTreeMap::new() };
+        let spec =
+            PodSpec { addr, authority: "a".into(), tls: None, rank: None, role: Role::Both, labels: BTreeMap::new() };
         Found { spec, state }
     }
 

@@ -147,6 +147,7 @@ impl Resolver {
                 specs.push(PodSpec {
                     addr,
                     authority: Arc::clone(&source.authority),
+                    tls: source.tls.clone(),
                     rank: None,
                     role: source.role,
                     labels: source.labels.clone(),

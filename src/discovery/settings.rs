@@ -4,10 +4,12 @@
 //! problem: pods may come by flags, or later.
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::kubernetes;
 use super::source::{BadPod, PodSource};
-use crate::pods::{Role, health};
+use crate::pods::{Role, TlsSettings, health};
+use crate::tls::is_server_name;
 
 /// Pods.
 #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
@@ -24,6 +26,8 @@ pub struct Settings {
     /// File with the key the pods want (`--api-key` of vLLM). Read again when it changes. If set, it replaces the
     /// `Authorization` of clients; else the client's is passed on.
     pub credential_file: Option<PathBuf>,
+    /// TLS with pods that are written as `https://`.
+    pub tls: TlsSettings,
     /// When a pod is taken out, and how it comes back.
     pub health: health::Settings,
 }
@@ -32,7 +36,7 @@ pub struct Settings {
 #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PodEntry {
-    /// `http://host:port`. Each address the host resolves to is a pod.
+    /// `http://host:port` or `https://host:port`. Each address the host resolves to is a pod.
     pub url: String,
     /// What it may be asked to do.
     #[serde(default)]
@@ -40,6 +44,9 @@ pub struct PodEntry {
     /// Labels for rules and for people (rack, hardware, variant).
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// In place of `pods.tls` for this entry.
+    #[serde(default)]
+    pub tls: Option<TlsSettings>,
 }
 
 impl Default for Settings {
@@ -50,6 +57,7 @@ impl Default for Settings {
             resolve_interval_s: 10.0,
             resolve_timeout_s: 5.0,
             credential_file: None,
+            tls: TlsSettings::default(),
             health: health::Settings::default(),
         }
     }
@@ -60,9 +68,14 @@ impl Settings {
     pub fn sources(&self) -> Result<Vec<PodSource>, Vec<(usize, BadPod)>> {
         let mut bad = Vec::new();
         let mut sources = Vec::with_capacity(self.list.len());
+        // One for all that have the same: what was read for them is shared.
+        let shared = Arc::new(self.tls.clone());
         for (position, entry) in self.list.iter().enumerate() {
             match PodSource::parse(&entry.url, entry.role, entry.labels.clone()) {
-                Ok(source) => sources.push(source),
+                Ok(source) => {
+                    let own = entry.tls.clone().map(Arc::new);
+                    sources.push(source.with_tls(own.as_ref().unwrap_or(&shared)));
+                }
                 Err(problem) => bad.push((position, problem)),
             }
         }
@@ -86,10 +99,28 @@ impl Settings {
         }
         let cluster = self.kubernetes.problems().into_iter();
         problems.extend(cluster.map(|(field, problem)| (format!("kubernetes.{field}"), problem)));
+        let own = self.list.iter().enumerate().filter_map(|(position, entry)| Some((position, entry.tls.as_ref()?)));
+        let own = own.map(|(position, tls)| (format!("list[{position}].tls"), tls));
+        for (place, tls) in own.chain([("tls".to_owned(), &self.tls)]) {
+            problems.extend(tls_problems(tls).into_iter().map(|(field, hint)| (format!("{place}.{field}"), hint)));
+        }
         let health = self.health.problems().into_iter();
         problems.extend(health.map(|(field, problem)| (format!("health.{field}"), problem)));
         problems
     }
+}
+
+fn tls_problems(tls: &TlsSettings) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    if tls.certificate_file.is_some() != tls.key_file.is_some() {
+        problems
+            .push(("certificate_file", "a certificate and its key go together; write both files, or none".to_owned()));
+    }
+    if tls.server_name.as_ref().is_some_and(|name| !is_server_name(name)) {
+        problems
+            .push(("server_name", "is no host name or address; write the name in the pods' certificates".to_owned()));
+    }
+    problems
 }
 
 #[cfg(test)]
@@ -102,10 +133,14 @@ mod tests {
         let mut settings = Settings { list: vec![entry("http://a:1"), entry("http://b:1")], ..Settings::default() };
         assert_eq!(settings.problems(), []);
         assert_eq!(settings.sources().map(|sources| sources.len()), Ok(2));
-        settings.list.push(entry("https://c"));
+        settings.list.push(entry("ftp://c"));
+        settings.tls =
+            TlsSettings { server_name: Some(String::new()), key_file: Some("k".into()), ..TlsSettings::default() };
         settings.resolve_interval_s = 0.0;
         settings.health.ramp_completions = 0;
         let places: Vec<String> = settings.problems().into_iter().map(|problem| problem.0).collect();
-        assert_eq!(places, ["list[2].url", "resolve_interval_s", "health.ramp_completions"]);
+        let expected =
+            ["list[2].url", "resolve_interval_s", "tls.certificate_file", "tls.server_name", "health.ramp_completions"];
+        assert_eq!(places, expected);
     }
 }

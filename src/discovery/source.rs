@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::pods::Role;
+use crate::pods::{PodTls, Role, TlsSettings};
 
 /// A pod, or a name behind which there are several.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct PodSource {
     pub authority: Arc<str>,
     /// What it may be asked to do.
     pub role: Role,
+    /// How TLS is spoken with it; `None` without TLS.
+    pub tls: Option<PodTls>,
     /// Operator's labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -35,13 +37,8 @@ pub enum Host {
 /// Why a pod cannot be used as written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPod {
-    /// `https://`.
-    #[error(
-        "TLS to pods is not supported yet; write http://host:port, or put the pod behind a TLS-terminating sidecar"
-    )]
-    Tls,
     /// Another scheme.
-    #[error("`{0}://` is not a scheme pods speak; write http://host:port")]
+    #[error("`{0}://` is not a scheme pods speak; write http://host:port or https://host:port")]
     Scheme(String),
     /// `user:password@`.
     #[error(
@@ -78,12 +75,12 @@ impl PodSource {
         if authority.contains('@') || scheme.is_some_and(|scheme| scheme.contains('@')) {
             return Err(BadPod::UserInfo);
         }
-        match scheme {
-            None => {}
-            Some(scheme) if scheme.eq_ignore_ascii_case("http") => {}
-            Some(scheme) if scheme.eq_ignore_ascii_case("https") => return Err(BadPod::Tls),
+        let is_tls = match scheme {
+            None => false,
+            Some(scheme) if scheme.eq_ignore_ascii_case("http") => false,
+            Some(scheme) if scheme.eq_ignore_ascii_case("https") => true,
             Some(other) => return Err(BadPod::Scheme(shown(other))),
-        }
+        };
         if tail.contains(['?', '#']) {
             return Err(BadPod::Query);
         }
@@ -100,14 +97,42 @@ impl PodSource {
                 let number = port.parse().ok().filter(|number| is_digits && *number > 0);
                 number.ok_or_else(|| BadPod::Port(shown(port)))?
             }
-            None if scheme.is_some() => 80,
+            None if scheme.is_some() => {
+                if is_tls {
+                    443
+                } else {
+                    80
+                }
+            }
             None => return Err(BadPod::NoPort(shown(host))),
         };
-        Ok(Self { host: Host::parse(host)?, port, authority: authority.into(), role, labels })
+        let host = Host::parse(host)?;
+        let tls = is_tls.then(|| PodTls { server_name: host.server_name().into(), settings: Arc::default() });
+        Ok(Self { host, port, authority: authority.into(), role, tls, labels })
+    }
+
+    /// The same with these settings for TLS, if it is a source with TLS.
+    #[must_use]
+    pub fn with_tls(mut self, settings: &Arc<TlsSettings>) -> Self {
+        if let Some(tls) = &mut self.tls {
+            if let Some(name) = &settings.server_name {
+                tls.server_name = name.as_str().into();
+            }
+            tls.settings = Arc::clone(settings);
+        }
+        self
     }
 }
 
 impl Host {
+    /// The name its certificate should have.
+    fn server_name(&self) -> String {
+        match self {
+            Self::Addr(addr) => addr.to_string(),
+            Self::Name(name) => name.trim_end_matches('.').to_owned(),
+        }
+    }
+
     fn parse(host: &str) -> Result<Self, BadPod> {
         let bad = || BadPod::Host(shown(host));
         if let Some(inside) = host.strip_prefix('[') {
@@ -182,12 +207,28 @@ mod tests {
         check("http://svc.ns.svc.cluster.local.", "name svc.ns.svc.cluster.local.", 80, "svc.ns.svc.cluster.local.");
         check("http://[::1]:8000", "::1", 8_000, "[::1]:8000");
         check("[fe80::2]:1", "fe80::2", 1, "[fe80::2]:1");
+        check("https://pod.example", "name pod.example", 443, "pod.example");
+    }
+
+    #[test]
+    fn a_certificate_is_for_the_host_unless_another_name_is_set() {
+        let name = |url: &str| parse(url).unwrap().tls.map(|tls| tls.server_name.to_string());
+        assert_eq!(name("http://pod:8000"), None);
+        assert_eq!(name("pod:8000"), None);
+        for (url, expected) in
+            [("HTTPS://Pod.x.:8000", "Pod.x"), ("https://10.0.0.1:1", "10.0.0.1"), ("https://[::1]:1", "::1")]
+        {
+            assert_eq!(name(url).as_deref(), Some(expected), "{url}");
+        }
+        let settings = Arc::new(TlsSettings { server_name: Some("vllm".into()), ..TlsSettings::default() });
+        let source = parse("https://10.0.0.1:1").unwrap().with_tls(&settings);
+        assert_eq!(source.tls.unwrap(), PodTls { server_name: "vllm".into(), settings: Arc::clone(&settings) });
+        assert_eq!(parse("http://10.0.0.1:1").unwrap().with_tls(&settings).tls, None);
     }
 
     #[test]
     fn what_is_refused_and_how() {
         for (url, expected) in [
-            ("https://pod:8000", BadPod::Tls),
             ("grpc://pod:8000", BadPod::Scheme("grpc".into())),
             ("http://me:secret@pod:8000", BadPod::UserInfo),
             ("me:secret@pod:8000", BadPod::UserInfo),

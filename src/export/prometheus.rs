@@ -130,6 +130,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::DisaggPrefill | M::DisaggHandover | M::DisaggLeaseAge => legs(metric, metrics, to),
         M::PodEvents => family(&metrics.pod_events, to),
         M::Scrapes => family(&metrics.scrapes, to),
+        M::TlsHandshakes | M::PodTlsFailures | M::CertificateExpiry => tls(metric, metrics, to),
         M::ConfigReloads => family(&metrics.config_reloads, to),
         M::ConfigGeneration | M::ConfigHash | M::ConfigTaken | M::ConfigLastGood | M::ConfigNeedsRestart => {
             running_config(metric, metrics, to);
@@ -146,13 +147,32 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         | M::IndexBlocks
         | M::IndexBytes => to.sample(&[], gauge(metric, metrics).value()),
         M::DiscoveryAge | M::DiscoveryFailing => sources(metric, metrics, to),
-        M::FleetGeneration => to.sample(&[], scrape.fleet.generation),
-        M::BuildInfo => to.sample(&[scrape.version], 1),
-        M::Pods => roles(scrape.fleet, to),
+        M::FleetGeneration | M::BuildInfo | M::Pods => whole(metric, scrape, to),
         // The rest are of pods; a test renders each.
         _ => {
             for pod in &scrape.fleet.pods {
                 pod_samples(metric, pod, scrape.now, to);
+            }
+        }
+    }
+}
+
+/// What is said of the gate and its fleet as a whole.
+fn whole(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
+    match metric {
+        MetricName::FleetGeneration => to.sample(&[], scrape.fleet.generation),
+        MetricName::BuildInfo => to.sample(&[scrape.version], 1),
+        _ => roles(scrape.fleet, to),
+    }
+}
+
+fn tls(metric: MetricName, metrics: &Metrics, to: &mut Writer<'_>) {
+    match metric {
+        MetricName::TlsHandshakes => family(&metrics.tls_handshakes, to),
+        MetricName::PodTlsFailures => family(&metrics.pod_tls_failures, to),
+        _ => {
+            for (place, until_s) in metrics.certificates.lock().iter() {
+                to.float(&[place], *until_s as f64);
             }
         }
     }
@@ -468,9 +488,11 @@ mod tests {
             &metrics.disagg_replans,
             &metrics.pod_events,
             &metrics.session_outcomes,
+            &metrics.pod_tls_failures,
         ] {
             family.inc("word");
         }
+        metrics.certificates.lock().insert("listen.tls.certificates[0]".into(), 4_000_000_000);
         fill_waiting(&metrics);
         let running = RunningConfig { needs_restart: vec!["listen.addr"], ..RunningConfig::default() };
         metrics.running_config.store(std::sync::Arc::new(running));
@@ -486,6 +508,7 @@ mod tests {
         let (added, _) = table.set(vec![PodSpec {
             addr,
             authority: "a".into(),
+            tls: None,
             rank: None,
             role: Role::Both,
             labels: std::collections::BTreeMap::new(),

@@ -3,7 +3,7 @@
 //! Whoever handles a request looks its model up once ([`Metrics::model`]) and keeps the handle. In-flight gauges are held
 //! by guards, so they come back to zero on every exit path. Label sets are capped by [`MetricLimits`]; what has no room
 //! counts under `other` and in `label_overflow_total`. No clock here: durations come in.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -212,6 +212,12 @@ pub struct Metrics {
     pub scrapes: Family,
     /// The configuration in force; set.
     pub running_config: ArcSwap<RunningConfig>,
+    /// Handshakes with clients, by result.
+    pub tls_handshakes: Family,
+    /// Handshakes with pods that failed, by reason.
+    pub pod_tls_failures: Family,
+    /// Until when certificates are valid \[seconds since 1970\], by where they are configured; set.
+    pub certificates: Mutex<BTreeMap<String, i64>>,
     /// Reloads by result.
     pub config_reloads: Family,
     /// Overflows by label.
@@ -288,6 +294,9 @@ impl Metrics {
             pod_events: Family::default(),
             scrapes: Family::with(&["ok"]),
             running_config: ArcSwap::default(),
+            tls_handshakes: Family::with(&["full", "resumed"]),
+            pod_tls_failures: Family::default(),
+            certificates: Mutex::default(),
             config_reloads: Family::with(&["ok", "bad"]),
             label_overflow: Family::with(&["model", "series"]),
             access_log_dropped: AtomicU64::new(0),

@@ -158,6 +158,12 @@ metrics! {
         "What happened to pods: restarted, virtual_address (several servers in turn), cut_while_terminating (an answer broke there).";
     Scrapes = "scrapes_total", Counter, "scrapes", ["result"],
         "Scrapes of pods' metrics, by result.";
+    TlsHandshakes = "tls_handshakes_total", Counter, "handshakes", ["result"],
+        "TLS handshakes with clients: full, resumed, or why they failed (no_certificate, unknown_ca, expired, timeout, ...).";
+    PodTlsFailures = "pod_tls_failures_total", Counter, "handshakes", ["reason"],
+        "TLS handshakes with pods that failed, by reason (unknown_ca, expired, wrong_name, refused_by_peer, ...).";
+    CertificateExpiry = "tls_certificate_expiry_timestamp_seconds", Gauge, "seconds", ["certificate"],
+        "End of a certificate's validity in seconds since 1970, by where it is configured.";
     ConfigReloads = "config_reloads_total", Counter, "reloads", ["result"],
         "Configuration files read again after a change, by result ok or bad; bad keeps the old one.";
     ConfigGeneration = "config_generation", Gauge, "generation", [],

@@ -17,6 +17,7 @@ pub mod restart;
 pub mod shut;
 pub mod step;
 pub mod table;
+mod tls;
 pub mod verdict;
 mod window;
 
@@ -32,4 +33,5 @@ pub use restart::{Life, Lives, Witness};
 pub use shut::{Shut, Shuts};
 pub use step::{STEP_TOKENS, StepCell, StepTime};
 pub use table::{Change, Fleet, Lane, Table};
+pub use tls::{PodTls, TlsSettings};
 pub use verdict::{Absent, Census, Rule, Sign};

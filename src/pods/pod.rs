@@ -16,6 +16,7 @@ use super::labels::LabelSet;
 use super::load::Load;
 use super::reading::{Facts, Reading, Sleep};
 use super::shut::Shut;
+use super::tls::PodTls;
 use super::verdict::Sign;
 use crate::base::{Mono, PodId};
 
@@ -60,6 +61,8 @@ pub struct PodSpec {
     pub addr: SocketAddr,
     /// `host[:port]` as configured; sent as `Host`.
     pub authority: Arc<str>,
+    /// How TLS is spoken with it; `None` without TLS.
+    pub tls: Option<PodTls>,
     /// Data-parallel rank to address with `X-data-parallel-rank`; `None` when the endpoint has a single engine.
     pub rank: Option<u32>,
     /// What it may be asked to do.
@@ -217,7 +220,14 @@ pub(super) mod tests {
     /// What a test needs of discovery: pod `number` at a port of its own.
     pub(in super::super) fn spec(number: u32) -> PodSpec {
         let addr = SocketAddr::from(([127, 0, 0, 1], 8_000 + number as u16));
-        PodSpec { addr, authority: addr.to_string().into(), rank: None, role: Role::Both, labels: BTreeMap::new() }
+        PodSpec {
+            addr,
+            authority: addr.to_string().into(),
+            tls: None,
+            rank: None,
+            role: Role::Both,
+            labels: BTreeMap::new(),
+        }
     }
 
     pub(in super::super) fn pod(number: u32) -> Arc<Pod> {

@@ -20,6 +20,7 @@ use super::guard::GuardedStream;
 use super::{sockets, upstream};
 use crate::base::Mono;
 use crate::runtime::{now, spawn_connection, supervise};
+use crate::tls::{ClientStream, Server};
 
 /// HTTP/2 connection preface (RFC 9113 section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -38,11 +39,21 @@ pub enum Phase {
     Closed,
 }
 
+/// What is spoken on a socket.
+#[derive(Clone, Debug)]
+enum Spoken {
+    Http1,
+    /// HTTP/2 without TLS, and HTTP/1.1.
+    H2c,
+    /// Either, as agreed on in the handshake.
+    Tls(Arc<Server>),
+}
+
 /// A bound socket and what is spoken on it.
 #[derive(Debug)]
 pub struct Bound {
     socket: StdListener,
-    is_h2c: bool,
+    spoken: Spoken,
 }
 
 impl Bound {
@@ -54,7 +65,13 @@ impl Bound {
     /// Takes a socket that listens already.
     pub fn on(socket: StdListener, is_h2c: bool) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, is_h2c })
+        Ok(Self { socket, spoken: if is_h2c { Spoken::H2c } else { Spoken::Http1 } })
+    }
+
+    /// The same inside TLS, if there is any: HTTP/1.1 and HTTP/2.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Server>>) -> Self {
+        Self { spoken: tls.map_or(self.spoken, Spoken::Tls), ..self }
     }
 
     /// The socket, to be handed to a process that takes over.
@@ -84,8 +101,10 @@ pub fn start(count: usize, bound: &[Bound], app: &GateApp) -> io::Result<Workers
     let mut threads = Vec::with_capacity(count);
     let beats: Arc<[AtomicU64]> = (0..count.max(1)).map(|_| AtomicU64::new(now().0)).collect();
     for number in 0..count.max(1) {
-        let sockets =
-            bound.iter().map(|bound| Ok((bound.socket.try_clone()?, bound.is_h2c))).collect::<io::Result<Vec<_>>>()?;
+        let sockets = bound
+            .iter()
+            .map(|bound| Ok((bound.socket.try_clone()?, bound.spoken.clone())))
+            .collect::<io::Result<Vec<_>>>()?;
         let worker = Worker {
             app: Arc::new(app.clone()),
             h2_app: Arc::new(app.clone().with_h2c()),
@@ -140,11 +159,11 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self, sockets: Vec<(StdListener, bool)>) {
+    async fn run(mut self, sockets: Vec<(StdListener, Spoken)>) {
         let mut tasks = Vec::new();
-        for (socket, is_h2c) in sockets {
+        for (socket, spoken) in sockets {
             match TcpListener::from_std(socket) {
-                Ok(listener) => tasks.push(supervise("accept", self.clone().accept(listener, is_h2c))),
+                Ok(listener) => tasks.push(supervise("accept", self.clone().accept(listener, spoken))),
                 Err(error) => tracing::error!(%error, "cannot listen"),
             }
         }
@@ -181,7 +200,7 @@ impl Worker {
         }
     }
 
-    async fn accept(mut self, listener: TcpListener, is_h2c: bool) {
+    async fn accept(mut self, listener: TcpListener, spoken: Spoken) {
         loop {
             let is_closed = *self.phase.borrow() == Phase::Closed;
             let accepted = tokio::select! {
@@ -192,7 +211,7 @@ impl Worker {
                 _ = self.phase.changed() => continue,
             };
             match accepted {
-                Ok((io, peer)) => self.take(io, peer, is_h2c),
+                Ok((io, peer)) => self.take(io, peer, &spoken),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
@@ -201,7 +220,7 @@ impl Worker {
         }
     }
 
-    fn take(&self, io: TcpStream, peer: SocketAddr, is_h2c: bool) {
+    fn take(&self, io: TcpStream, peer: SocketAddr, spoken: &Spoken) {
         let gate = &self.app.gate;
         if gate.metrics.connections.value() >= gate.rules().connections_max {
             gate.metrics.refused.inc("connections");
@@ -209,20 +228,29 @@ impl Worker {
         }
         let held = gate.metrics.connections.hold(1);
         let open = Open::new(&self.open);
-        let worker = self.clone();
+        let (worker, spoken) = (self.clone(), spoken.clone());
         spawn_connection(async move {
             let (_held, _open) = (held, open);
-            if let Err(error) = worker.serve(io, peer, is_h2c).await {
+            if let Err(error) = worker.serve(io, peer, spoken).await {
                 tracing::debug!(%error, "connection ended before its first request");
             }
         });
     }
 
-    async fn serve(self, io: TcpStream, peer: SocketAddr, is_h2c: bool) -> io::Result<()> {
+    async fn serve(self, io: TcpStream, peer: SocketAddr, spoken: Spoken) -> io::Result<()> {
         let rules = self.app.gate.rules();
         sockets::tend(&io, rules.write_timeout)?;
-        let ahead = if is_h2c {
-            match tokio::time::timeout(rules.head_timeout, sniff(&io)).await {
+        let (mut io, may_h2, certificate) = match spoken {
+            Spoken::Http1 => (ClientStream::Plain(io), false, None),
+            Spoken::H2c => (ClientStream::Plain(io), true, None),
+            Spoken::Tls(server) => {
+                // Boxed: only connections with TLS, and only until they are there, hold the room of a handshake.
+                let accepted = Box::pin(server.accept(io)).await?;
+                (accepted.io, accepted.is_h2, accepted.peer)
+            }
+        };
+        let ahead = if may_h2 {
+            match tokio::time::timeout(rules.head_timeout, sniff(&mut io)).await {
                 Ok(ahead) => ahead?,
                 Err(_) => return Ok(()),
             }
@@ -231,7 +259,7 @@ impl Worker {
         };
         let is_http2 = ahead.as_ref() == PREFACE;
         let head_max = is_http2.then_some(rules.head_timeout);
-        let stream = GuardedStream::new(io, peer, ahead, head_max, rules.head, rules.write_timeout)?;
+        let stream = GuardedStream::new(io, (peer, certificate), ahead, head_max, rules.head, rules.write_timeout)?;
         let app = if is_http2 { self.h2_app } else { self.app };
         Service::<GateApp>::handle_event(Box::new(stream), app, self.shutdown).await;
         Ok(())
@@ -239,17 +267,14 @@ impl Worker {
 }
 
 /// Reads ahead until it is clear whether the HTTP/2 preface is coming. What was read is what the connection begins with.
-async fn sniff(io: &TcpStream) -> io::Result<Bytes> {
+async fn sniff(io: &mut ClientStream) -> io::Result<Bytes> {
     let mut ahead = BytesMut::with_capacity(PREFACE.len());
     while ahead.len() < PREFACE.len() && PREFACE.starts_with(&ahead) {
-        io.readable().await?;
         let mut piece = [0; PREFACE.len()];
         let room = piece.get_mut(..PREFACE.len() - ahead.len()).unwrap_or_default();
-        match io.try_read(room) {
-            Ok(0) => break,
-            Ok(read) => ahead.extend_from_slice(piece.get(..read).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        match tokio::io::AsyncReadExt::read(io, room).await? {
+            0 => break,
+            read => ahead.extend_from_slice(piece.get(..read).unwrap_or_default()),
         }
     }
     Ok(ahead.freeze())

@@ -27,6 +27,7 @@ use crate::pods::{Attempt, Outcome, Reservation};
 use crate::prefix::{Claim, Extension};
 use crate::runtime::now;
 use crate::scheduling::{Guesses, Meter};
+use crate::tls::Dial;
 
 /// Dead connections taken from the pool in a row before the pod itself is blamed.
 const STALE_MAX: u32 = 3;
@@ -439,7 +440,11 @@ impl Exchange {
         mut alarm: Pin<&mut Sleep>,
     ) -> Result<Tried, End> {
         let connect_within = self.rules.times(&facts.model).connect;
-        let addr = choice.pod.spec.addr;
+        let spec = &choice.pod.spec;
+        let dial = match self.gate.pod_tls.dial(spec.tls.as_ref()) {
+            Ok(dial) => dial,
+            Err(error) => return Ok(Tried::Failed(Failed::of(&PodFault::Connect(error)))),
+        };
         let body = self.body_for(facts, &choice.pod);
         let has_body = !body.is_empty() || self.client.head().method == Method::POST;
         let head = self.pod_head(choice, has_body.then_some(body.len()), &self.note.request_id);
@@ -449,9 +454,9 @@ impl Exchange {
         let mut stale = 0;
         loop {
             let began = now();
-            let mut conn = match may_pool.then(|| upstream::checkout(addr, began)).flatten() {
+            let mut conn = match may_pool.then(|| upstream::checkout(spec.addr, dial.as_ref(), began)).flatten() {
                 Some(conn) => conn,
-                None => match self.connect(addr, connect_within).await? {
+                None => match self.connect(spec.addr, dial.clone(), connect_within).await? {
                     Ok(conn) => conn,
                     Err(fault) => return Ok(Tried::Failed(Failed::of(&fault))),
                 },
@@ -481,12 +486,13 @@ impl Exchange {
     pub(super) async fn connect(
         &mut self,
         addr: std::net::SocketAddr,
+        dial: Option<Dial>,
         limit: Duration,
     ) -> Result<Result<PodConn, PodFault>, End> {
         let started = now();
         let connected = tokio::select! {
             biased;
-            connected = PodConn::connect(addr, limit) => connected,
+            connected = PodConn::connect(&self.gate.pod_tls, addr, dial, limit) => connected,
             left = self.client.left() => return Err(left.into()),
         };
         self.gate.metrics.stage(Stage::Connect, now().since(started));
@@ -533,6 +539,7 @@ impl Exchange {
                 request_id,
                 client: self.peer,
                 is_proxy: self.rules.is_proxy(self.peer),
+                is_tls: self.client.conn.is_tls,
                 may_choose_rank: self.is_trusted,
                 credential: credential.as_ref().map(|secret| secret.expose()),
                 keeps_keys: self.rules.keys.is_some(),

@@ -123,7 +123,7 @@ impl Exchange {
             .and_then(|id| printable_id(id.as_bytes()))
             .map_or_else(|| made_id(&mut rng), RequestId::from);
         let peer = client.conn.peer.ip().to_canonical();
-        let is_trusted = rules.is_trusted(peer);
+        let is_trusted = rules.is_trusted(peer) || rules.certified(&client.conn).is_some_and(|caller| caller.trusted);
         Self {
             is_trusted,
             identity: Identity::unknown(&rules, is_trusted),

@@ -10,6 +10,10 @@ use crate::base::Mono;
 
 /// PING or SETTINGS frames allowed per [`WINDOW`].
 const CONTROL_FRAMES_MAX: u32 = 1_000;
+/// Frames without effect (PRIORITY, kinds nobody knows) allowed per [`WINDOW`]: browsers send one or two per request.
+const IDLE_FRAMES_MAX: u32 = 10_000;
+/// WINDOW_UPDATE frames allowed per [`WINDOW`]: careful clients send two for each event of each stream.
+const CREDIT_FRAMES_MAX: u32 = 200_000;
 const WINDOW: Duration = Duration::from_secs(10);
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
@@ -18,7 +22,9 @@ const CONTINUATION: u8 = 9;
 /// Flag of the frame that ends a head.
 const END_HEADERS: u8 = 4;
 const SETTINGS: u8 = 4;
+const PRIORITY: u8 = 2;
 const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
 
 /// Follows the frame boundaries of one connection.
 #[derive(Debug)]
@@ -28,7 +34,8 @@ pub struct FrameMeter {
     head: [u8; FRAME_HEAD_BYTES],
     head_len: usize,
     window_start: Mono,
-    seen: u32,
+    /// Frames of the window: PING and SETTINGS, without effect, WINDOW_UPDATE.
+    seen: [u32; 3],
     /// Longest time for the head of a request, from the first byte of its first frame.
     head_max: Duration,
     /// When the head that is coming began; `None` between heads.
@@ -45,7 +52,7 @@ impl FrameMeter {
             head: [0; FRAME_HEAD_BYTES],
             head_len: 0,
             window_start: Mono::ZERO,
-            seen: 0,
+            seen: [0; 3],
             head_max,
             head_since: None,
             ends_head: false,
@@ -97,15 +104,23 @@ impl FrameMeter {
             self.head_since.get_or_insert(now);
             self.ends_head = flags & END_HEADERS != 0;
         }
-        if !matches!(kind, SETTINGS | PING) {
+        let [control, idle, credit] = &mut self.seen;
+        let (seen, most, flood) = match kind {
+            SETTINGS | PING => (control, CONTROL_FRAMES_MAX, "too many PING or SETTINGS frames"),
+            WINDOW_UPDATE => (credit, CREDIT_FRAMES_MAX, "too many WINDOW_UPDATE frames"),
+            PRIORITY | 10.. => (idle, IDLE_FRAMES_MAX, "too many frames without effect"),
+            _ => return Ok(()),
+        };
+        *seen += 1;
+        if *seen <= most {
             return Ok(());
         }
-        if now.since(self.window_start) >= WINDOW {
-            self.window_start = now;
-            self.seen = 0;
+        // Only who has had its share is asked for the time.
+        if now.since(self.window_start) < WINDOW {
+            return Err(flood);
         }
-        self.seen += 1;
-        if self.seen > CONTROL_FRAMES_MAX { Err("too many PING or SETTINGS frames") } else { Ok(()) }
+        (self.window_start, self.seen) = (now, [1; 3]);
+        Ok(())
     }
 }
 

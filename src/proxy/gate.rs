@@ -41,6 +41,7 @@ use crate::pods::{Pod, Shut, Table};
 use crate::prefix::{Index, SaltKey};
 use crate::runtime::now;
 use crate::scheduling::{Latency, Peers, Profile};
+use crate::tls::Connectors;
 
 /// Idle time of a connection while memory is short.
 const IDLE_WHEN_SHORT: Duration = Duration::from_secs(5);
@@ -128,6 +129,8 @@ pub struct Gate {
     pub salt_key: SaltKey,
     /// How short memory is.
     pub memory: Memory,
+    /// Connects to pods.
+    pub pod_tls: Arc<Connectors>,
     /// Fault injection.
     pub hook: Option<Hook>,
     rules: ArcSwap<Rules>,
@@ -188,6 +191,7 @@ impl Gate {
         let Parts { table, index, metrics, explain, safe_mode, log, hook, .. } = parts;
         let Parts { routing, rules, seed, prefix_secret, salt_key, .. } = parts;
         metrics.tenants.name(rules.tenants.names());
+        let pod_tls = Arc::new(Connectors::new(Arc::clone(&metrics)));
         Arc::new(Self {
             table,
             index,
@@ -208,6 +212,7 @@ impl Gate {
             prefix_secret,
             salt_key,
             memory: Memory::default(),
+            pod_tls,
             hook,
             rules: ArcSwap::from_pointee(rules),
             routing: ArcSwap::from_pointee(routing),

@@ -22,13 +22,13 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::floods::FrameMeter;
 use super::lint::{HeadLimits, HeadLint, Violation};
 use crate::base::Mono;
 use crate::runtime::now;
+use crate::tls::{ClientStream, Peer};
 
 /// Joined writes are sent at the latest when this many bytes wait.
 const JOIN_BYTES_MAX: usize = 16 * 1024;
@@ -42,6 +42,10 @@ const LINGER_BYTES_MAX: usize = 4 << 20;
 pub struct Conn {
     /// The client's address.
     pub peer: SocketAddr,
+    /// Whether it is inside TLS.
+    pub is_tls: bool,
+    /// Names in its certificate, which was verified.
+    pub certificate: Option<Arc<Peer>>,
     head_started: AtomicU64,
     violation: AtomicU8,
     next_head: AtomicBool,
@@ -92,7 +96,7 @@ enum Watch {
 
 /// A client's socket with the guards of this module around it.
 pub struct GuardedStream {
-    io: TcpStream,
+    io: ClientStream,
     /// Bytes read while finding out the protocol, given out again first.
     replay: Bytes,
     joined: BytesMut,
@@ -111,8 +115,8 @@ impl GuardedStream {
     /// Guards `io`; `replay` are bytes that were read from it already. With `h2_head_max` it is HTTP/2, and a head may take
     /// so long.
     pub fn new(
-        io: TcpStream,
-        peer: SocketAddr,
+        io: ClientStream,
+        (peer, certificate): (SocketAddr, Option<Arc<Peer>>),
         replay: Bytes,
         h2_head_max: Option<Duration>,
         limits: HeadLimits,
@@ -120,6 +124,8 @@ impl GuardedStream {
     ) -> io::Result<Self> {
         let conn = Arc::new(Conn {
             peer,
+            is_tls: matches!(io, ClientStream::Tls(_)),
+            certificate,
             head_started: AtomicU64::new(0),
             violation: AtomicU8::new(0),
             next_head: AtomicBool::new(false),
@@ -129,7 +135,7 @@ impl GuardedStream {
         });
         let carrier = ResponseHeader::build(StatusCode::OK, Some(0)).map_err(io::Error::other)?;
         let digest = Arc::new(ProxyDigest::new(Box::new(carrier), Some(Box::new(Arc::clone(&conn)))));
-        let socket = Arc::new(SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(&io)));
+        let socket = Arc::new(SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(io.tcp())));
         let lint = || Watch::Http1(HeadLint::new(limits));
         let watch = h2_head_max.map_or_else(lint, |head_max| Watch::Http2(FrameMeter::new(head_max)));
         let joined = BytesMut::new();
@@ -275,12 +281,16 @@ impl AsyncWrite for GuardedStream {
         if self.conn.corked.load(Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        self.poll_send_joined(cx)
+        ready!(self.poll_send_joined(cx))?;
+        // TLS may hold what the socket did not take. Not before a write that goes on: it would count as progress.
+        let flushed = Pin::new(&mut self.io).poll_flush(cx).map_ok(|()| 0);
+        self.poll_in_time(cx, flushed).map_ok(|_| ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send_joined(cx))?;
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let closed = Pin::new(&mut self.io).poll_shutdown(cx).map_ok(|()| 0);
+        self.poll_in_time(cx, closed).map_ok(|_| ())
     }
 }
 
@@ -323,7 +333,7 @@ impl Peek for GuardedStream {
 
 impl UniqueID for GuardedStream {
     fn id(&self) -> i32 {
-        std::os::fd::AsRawFd::as_raw_fd(&self.io)
+        std::os::fd::AsRawFd::as_raw_fd(self.io.tcp())
     }
 }
 

@@ -29,6 +29,8 @@ pub struct ToPod<'a> {
     pub client: IpAddr,
     /// The hop before the gate is a proxy that is believed: its forwarding fields are kept and extended.
     pub is_proxy: bool,
+    /// The hop before the gate speaks TLS.
+    pub is_tls: bool,
     /// The caller may choose a data-parallel rank.
     pub may_choose_rank: bool,
     /// Replaces the client's `Authorization`.
@@ -200,7 +202,7 @@ fn forwarded(out: &mut Vec<u8>, call: &ToPod<'_>) {
     push_display(out, call.client);
     out.extend_from_slice(b"\r\n");
     if !(call.is_proxy && call.fields.contains_key("x-forwarded-proto")) {
-        line(out, "x-forwarded-proto", b"http");
+        line(out, "x-forwarded-proto", if call.is_tls { b"https" } else { b"http" });
     }
     if !(call.is_proxy && call.fields.contains_key("x-forwarded-host"))
         && let Some(host) = call.host
@@ -320,6 +322,7 @@ mod tests {
                 request_id: "r1",
                 client: IpAddr::from([10, 0, 0, 9]),
                 is_proxy: is_trusted,
+                is_tls: false,
                 may_choose_rank: is_trusted,
                 credential,
                 keeps_keys: false,

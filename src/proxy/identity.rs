@@ -10,7 +10,7 @@ use super::quota::Ticket;
 use super::reply::Fault;
 use super::rules::Rules;
 use crate::api::{Anatomy, Api, Edit};
-use crate::flow::{Bounds, Caller, Class, Policy, Tenants, Trust, Used, asked};
+use crate::flow::{Bounds, Caller, Class, Denied, Policy, Tenants, Trust, Used, asked};
 use crate::observe::{Cause, Fault as Blame, Metrics};
 use crate::runtime::now;
 
@@ -112,9 +112,14 @@ impl Additions {
 impl Exchange {
     /// Finds out who asks. Refuses who has no key where keys are configured; the body is not read before.
     pub(super) fn identify(&mut self) -> Result<(), Fault> {
-        let tenant = match &self.rules.keys {
-            Some(keys) => Arc::clone(keys.tenant(presented(&self.client.head().headers)).map_err(Fault::Denied)?),
-            None => Tenants::open(),
+        let certified = self.rules.certified(&self.client.conn).and_then(|caller| caller.tenant.as_deref());
+        let known = self.rules.keys.as_ref().map(|keys| keys.tenant(presented(&self.client.head().headers)));
+        // A key counts before the certificate: what many share may speak for each of them.
+        let tenant = match (known, certified) {
+            (Some(Ok(tenant)), _) => Arc::clone(tenant),
+            (Some(Err(Denied::Missing)) | None, Some(tenant)) => tenant.into(),
+            (Some(Err(denied)), _) => return Err(Fault::Denied(denied)),
+            (None, None) => Tenants::open(),
         };
         self.identity = Identity { is_known: true, ..Identity::of(tenant, &self.rules, self.identity.caller.trust) };
         Ok(())
@@ -210,7 +215,10 @@ fn bearer(value: &HeaderValue) -> Option<&[u8]> {
 
 /// Accounts of tenants that are neither configured nor have a key are of no use any more.
 pub(super) fn is_tenant(rules: &Rules, tenant: &str) -> bool {
-    rules.tenants.names().any(|name| name == tenant) || rules.keys.as_ref().is_some_and(|keys| keys.knows(tenant))
+    let mut certified = rules.certified.iter().filter_map(|caller| caller.tenant.as_deref());
+    rules.tenants.names().any(|name| name == tenant)
+        || certified.any(|name| name == tenant)
+        || rules.keys.as_ref().is_some_and(|keys| keys.knows(tenant))
 }
 
 #[cfg(test)]

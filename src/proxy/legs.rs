@@ -18,7 +18,7 @@ use super::intake::Facts;
 use super::plan::{Avoid, Choice, Pair, Planned};
 use super::reply::Fault;
 use super::side::expired_now;
-use super::upstream::{self, PodConn};
+use super::upstream::{self, PodConn, PodFault};
 use crate::base::{Mono, PodId, Tokens};
 use crate::disagg::{
     Act, Check, DecodeFault, Event, Fallback, Lease, Life, Outcome as Ended, PrefillFault, Proof, Rules, Sentinel,
@@ -228,10 +228,17 @@ impl Exchange {
         };
         let mut trial = Trial::begin(&self.gate, facts, &course.decode, health);
         let (addr, connect_within) = (course.decode.pod.spec.addr, self.rules.times(&facts.model).connect);
-        if let Some(conn) = upstream::checkout(addr, now()) {
+        let dial = self.gate.pod_tls.dial(course.decode.pod.spec.tls.as_ref());
+        if let Ok(dial) = &dial
+            && let Some(conn) = upstream::checkout(addr, dial.as_ref(), now())
+        {
             return Ok(Ok((conn, trial)));
         }
-        match self.connect(addr, connect_within).await {
+        let connected = match dial {
+            Ok(dial) => self.connect(addr, dial, connect_within).await,
+            Err(error) => Ok(Err(PodFault::Connect(error))),
+        };
+        match connected {
             Ok(Ok(conn)) => Ok(Ok((conn, trial))),
             Ok(Err(fault)) => {
                 let failed = Failed::of(&fault);
@@ -460,7 +467,7 @@ impl Exchange {
             return Ok(Looked::Same);
         }
         let (prefiller, before) = (Arc::clone(&fed.prefiller), fed.expired_before);
-        let look = expired_now(&prefiller);
+        let look = expired_now(&self.gate, &prefiller);
         let found = match watch(&mut self.client, pin!(sleep(LOOK_WITHIN)), look).await {
             Ok(found) => found,
             Err(Cut::Late) => None,

@@ -110,13 +110,17 @@ impl Exchange {
         body: &Bytes,
     ) -> Result<Result<(Bytes, Mono), (PrefillFault, Failed)>, End> {
         let connect_within = self.rules.times(&facts.model).connect;
-        let addr = choice.pod.spec.addr;
+        let spec = &choice.pod.spec;
+        let dial = match self.gate.pod_tls.dial(spec.tls.as_ref()) {
+            Ok(dial) => dial,
+            Err(error) => return Ok(Err((PrefillFault::Refused, Failed::of(&PodFault::Connect(error))))),
+        };
         let mut stale = false;
         loop {
-            let pooled = (!stale).then(|| upstream::checkout(addr, now())).flatten();
+            let pooled = (!stale).then(|| upstream::checkout(spec.addr, dial.as_ref(), now())).flatten();
             let mut conn = match pooled {
                 Some(conn) => conn,
-                None => match self.connect(addr, connect_within).await? {
+                None => match self.connect(spec.addr, dial.clone(), connect_within).await? {
                     Ok(conn) => conn,
                     Err(fault) => return Ok(Err((PrefillFault::Refused, Failed::of(&fault)))),
                 },

@@ -103,7 +103,7 @@ async fn meet(gate: &Gate, prefiller: &Pod, decoder: &Pod, model: &str) -> Optio
     );
     let body = Bytes::from(body);
     // A decoder that is not there must not cost a lease.
-    drop(PodConn::connect(decoder.spec.addr, CONNECT_WITHIN).await.ok()?);
+    drop(connect(gate, decoder).await.ok()?);
     let transfer = format!("first-contact-{:x}", gate.draw());
     let params = connector.prefill_params(&transfer);
     let body_with = |params: Option<&[u8]>| decode_body(&body, params);
@@ -115,9 +115,14 @@ async fn meet(gate: &Gate, prefiller: &Pod, decoder: &Pod, model: &str) -> Optio
     Some(now().since(began))
 }
 
+async fn connect(gate: &Gate, pod: &Pod) -> Result<PodConn, PodFault> {
+    let dial = gate.pod_tls.dial(pod.spec.tls.as_ref()).map_err(PodFault::Connect)?;
+    PodConn::connect(&gate.pod_tls, pod.spec.addr, dial, CONNECT_WITHIN).await
+}
+
 /// The body of a 200; `None` for another status.
 async fn post(gate: &Gate, pod: &Pod, request_id: &str, body: &[u8]) -> Result<Option<Bytes>, PodFault> {
-    let mut conn = PodConn::connect(pod.spec.addr, CONNECT_WITHIN).await?;
+    let mut conn = connect(gate, pod).await?;
     let key = gate.credential().map(|key| format!("authorization: Bearer {}\r\n", key.expose())).unwrap_or_default();
     let rank = pod.spec.rank.map(|rank| format!("x-data-parallel-rank: {rank}\r\n")).unwrap_or_default();
     let head = format!(

@@ -7,12 +7,14 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::header::{self, HeaderMap, HeaderName};
 
+use super::guard::Conn;
 use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::PathRules;
 use crate::base::ModelName;
 use crate::disagg;
 use crate::flow::{CLASS_HEADERS, GateSettings, Keys, RetrySettings, SloSettings, Tenants};
+use crate::tls::CertificateCaller;
 
 /// Times allowed towards pods, per model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,8 @@ pub struct Rules {
     pub bounds: GateSettings,
     /// Clients' keys; `None`: nobody is asked for one.
     pub keys: Option<Arc<Keys>>,
+    /// Who clients' certificates stand for; the first that applies counts.
+    pub certified: Vec<CertificateCaller>,
     /// What tenants may do.
     pub tenants: Tenants,
     /// Fields that may name a class, the first that is there counts.
@@ -142,6 +146,7 @@ impl Default for Rules {
             retry: RetrySettings::default(),
             bounds: GateSettings::default(),
             keys: None,
+            certified: Vec::new(),
             tenants: Tenants::default(),
             class_headers: CLASS_HEADERS.map(HeaderName::from_static).to_vec(),
             isolates_tenants: false,
@@ -175,6 +180,7 @@ impl Rules {
             allow_origin: listen.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
             comment_every: listen.sse_keep_alive_s.map(|seconds| Duration::from_secs(seconds.into())),
             paths,
+            certified: listen.tls.client_certificates.callers.clone(),
             times: Times::from(times),
             drain_accept: seconds(listen.drain_accept_s),
             drain_max: seconds(listen.drain_max_s),
@@ -185,6 +191,12 @@ impl Rules {
     /// Whether the forwarding fields of a hop are believed.
     pub fn is_proxy(&self, addr: IpAddr) -> bool {
         self.proxies.iter().any(|network| network.contains(addr))
+    }
+
+    /// Who the certificate of a connection stands for.
+    pub(super) fn certified(&self, conn: &Conn) -> Option<&CertificateCaller> {
+        let peer = conn.certificate.as_ref()?;
+        self.certified.iter().find(|caller| caller.applies(peer))
     }
 
     /// Whether a hop may choose ranks and see decisions.

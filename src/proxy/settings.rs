@@ -9,7 +9,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::flow::SloSettings;
+use crate::flow::{SloSettings, tenant_name_problem};
+use crate::tls::ServerTls;
 
 /// Problems of a struct: field, and what to write instead.
 pub type Problems = Vec<(&'static str, String)>;
@@ -35,6 +36,8 @@ pub struct Listen {
     pub addr: SocketAddr,
     /// Address of a listener for HTTP/2 without TLS by prior knowledge (h2c); unset means none.
     pub h2c_addr: Option<SocketAddr>,
+    /// TLS on `addr`, with HTTP/1.1 and HTTP/2.
+    pub tls: ServerTls,
     /// Worker threads; unset means one per processor.
     pub threads: Option<u16>,
     /// How long new connections are still taken after a shutdown began, while `/readyz` says no, in seconds.
@@ -57,6 +60,7 @@ impl Default for Listen {
         Self {
             addr: ADDR,
             h2c_addr: None,
+            tls: ServerTls::default(),
             threads: None,
             drain_accept_s: 5,
             drain_max_s: 300,
@@ -71,6 +75,8 @@ impl Listen {
     /// Everything that makes no sense.
     pub fn problems(&self) -> Problems {
         let mut problems = Vec::new();
+        let callers = self.tls.client_certificates.callers.iter().filter_map(|caller| caller.tenant.as_deref());
+        problems.extend(callers.filter_map(tenant_name_problem).map(|hint| ("tls.client_certificates.callers", hint)));
         if self.threads == Some(0) {
             problems.push(("threads", "0 threads serve nobody; write 1 or more, or leave it out".to_owned()));
         }

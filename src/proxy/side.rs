@@ -13,6 +13,7 @@ use crate::api::json;
 use crate::disagg::{BadReply, Handover, Settings, connector, kv_expired};
 use crate::pods::Pod;
 use crate::runtime::now;
+use crate::tls::Dial;
 
 /// Time for one page.
 const WITHIN: Duration = Duration::from_secs(2);
@@ -22,8 +23,9 @@ const AGAIN_AFTER: Duration = Duration::from_secs(10);
 const PAGE_BYTES_MAX: usize = 8 << 20;
 
 /// Leases that have run out on the endpoint of a pod, asked now.
-pub(super) async fn expired_now(pod: &Pod) -> Option<u64> {
-    let page = page(pod.spec.addr, &pod.spec.authority, "/metrics").await?;
+pub(super) async fn expired_now(gate: &Gate, pod: &Pod) -> Option<u64> {
+    let dial = gate.pod_tls.dial(pod.spec.tls.as_ref()).ok()?;
+    let page = page(gate, (pod.spec.addr, dial), &pod.spec.authority, "/metrics").await?;
     kv_expired(&page, pod.spec.rank)
 }
 
@@ -35,7 +37,8 @@ async fn engine_of(gate: &Gate, settings: &Settings, pod: &Pod) -> Option<Arc<st
         return known;
     }
     let addr = SocketAddr::new(pod.spec.addr.ip(), settings.port(&pod.spec));
-    let page = page(addr, &addr.to_string(), path).await;
+    // A server of its own beside the pod, that speaks no TLS.
+    let page = page(gate, (addr, None), &addr.to_string(), path).await;
     let name = page.and_then(|page| connector.engine(&page, pod.spec.rank.unwrap_or(0)));
     gate.pairs.told_engine(pod.id, name.as_deref(), now().after(AGAIN_AFTER))
 }
@@ -84,9 +87,9 @@ fn token_ids(reply: &[u8]) -> Option<&[u8]> {
     own.or_else(|| json::member(choice()?, "prompt_token_ids").filter(is_list))
 }
 
-async fn page(addr: SocketAddr, authority: &str, path: &str) -> Option<Bytes> {
+async fn page(gate: &Gate, (addr, dial): (SocketAddr, Option<Dial>), authority: &str, path: &str) -> Option<Bytes> {
     let asked = async {
-        let mut conn = PodConn::connect(addr, WITHIN).await.ok()?;
+        let mut conn = PodConn::connect(&gate.pod_tls, addr, dial, WITHIN).await.ok()?;
         let head = format!("GET {path} HTTP/1.1\r\nhost: {authority}\r\naccept: */*\r\nconnection: close\r\n\r\n");
         conn.send(head.as_bytes(), &[]).await.ok()?;
         conn.head(false).await.ok().filter(|head| head.status.is_success())?;

@@ -204,6 +204,7 @@ fn sample() -> PodView {
         crate::pods::PodSpec {
             addr: ([127, 0, 0, 1], 1).into(),
             authority: "".into(),
+            tls: None,
             rank: None,
             role: Role::Both,
             labels: std::collections::BTreeMap::new(),

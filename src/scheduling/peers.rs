@@ -225,6 +225,7 @@ mod tests {
         let spec = |port: u16| PodSpec {
             addr: ([127, 0, 0, 1], port).into(),
             authority: "a".into(),
+            tls: None,
             rank: None,
             role: Role::Both,
             labels: BTreeMap::new(),

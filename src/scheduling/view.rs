@@ -220,8 +220,14 @@ mod tests {
     #[test]
     fn a_view_shows_what_the_pod_says_and_did() {
         let addr = ([127, 0, 0, 1], 8_000).into();
-        let spec =
-            PodSpec { addr, authority: "a:8000".into(), rank: None, role: Role::Decode, labels: BTreeMap::new() };
+        let spec = PodSpec {
+            addr,
+            authority: "a:8000".into(),
+            tls: None,
+            rank: None,
+            role: Role::Decode,
+            labels: BTreeMap::new(),
+        };
         let pod = Pod::new(PodId(3), spec);
         let request = Request { adapter: Some(7), ..Request::new("m", Tokens(9)) };
         let belief = Belief { hit: Tokens(5), ..Belief::default() };
@@ -241,7 +247,8 @@ mod tests {
     #[test]
     fn the_load_of_others_fades_with_the_age_of_the_reading() {
         let addr = ([127, 0, 0, 1], 8_000).into();
-        let spec = PodSpec { addr, authority: "a".into(), rank: None, role: Role::Both, labels: BTreeMap::new() };
+        let spec =
+            PodSpec { addr, authority: "a".into(), tls: None, rank: None, role: Role::Both, labels: BTreeMap::new() };
         let pod = Pod::new(PodId(3), spec);
         pod.learn(Facts { capacity: Some(Tokens(1_000)), ..Facts::default() });
         let foreign = |running, own, age_ms: u64| {

@@ -3,6 +3,7 @@
 //! Telemetry must never be in the way of requests, so it has its own connection, its own deadline over the whole exchange and
 //! its own cap on what a pod may answer. A kept connection that turns out closed is replaced once, in silence: pods close
 //! idle ones (uvicorn after 5 s). Errors never quote what the pod sent.
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +11,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use crate::pods::PodTls;
+use crate::tls::{self, Connectors, Dial, PodStream};
 
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 100;
@@ -22,6 +25,9 @@ pub(super) enum FetchError {
     /// No connection.
     #[error("cannot connect: {0}")]
     Connect(io::ErrorKind),
+    /// No TLS with it; a word for why, and what to do.
+    #[error("TLS handshake failed ({0}): {1}")]
+    Tls(&'static str, &'static str),
     /// The deadline passed.
     #[error("no complete answer in time")]
     TimedOut,
@@ -59,13 +65,20 @@ pub(super) struct Caps {
 pub(super) struct Line {
     addr: SocketAddr,
     authority: Arc<str>,
-    kept: Option<TcpStream>,
+    tls: Option<PodTls>,
+    connectors: Arc<Connectors>,
+    kept: Option<(PodStream, Option<Dial>)>,
 }
 
 impl Line {
     /// A line that connects when it is first used.
-    pub(super) fn new(addr: SocketAddr, authority: Arc<str>) -> Self {
-        Self { addr, authority, kept: None }
+    pub(super) fn new(addr: SocketAddr, authority: Arc<str>, tls: Option<PodTls>, connectors: Arc<Connectors>) -> Self {
+        Self { addr, authority, tls, connectors, kept: None }
+    }
+
+    /// Whether it speaks with the endpoint in this way.
+    pub(super) fn is_for(&self, tls: Option<&PodTls>) -> bool {
+        self.tls.as_ref() == tls
     }
 
     /// Asks for `path`.
@@ -76,19 +89,28 @@ impl Line {
             self.authority
         );
         // The future owns the connection while it runs: a deadline that cuts it off closes it.
-        let kept = self.kept.take();
-        let exchange = exchange(kept, self.addr, request.as_bytes(), caps.body_bytes);
+        let dial = self.connectors.dial(self.tls.as_ref()).map_err(|error| of_connect(&error))?;
+        let kept = self.kept.take().filter(|(_, with)| *with == dial).map(|(stream, _)| stream);
+        let connect = self.connectors.connect(self.addr, dial.clone());
+        let exchange = exchange(kept, connect, request.as_bytes(), caps.body_bytes);
         let (answer, kept) = tokio::time::timeout(caps.timeout, exchange).await.map_err(|_| FetchError::TimedOut)??;
-        self.kept = kept;
+        self.kept = kept.map(|stream| (stream, dial));
         Ok(answer)
     }
 }
 
-type Exchanged = (Answer, Option<TcpStream>);
+fn of_connect(error: &io::Error) -> FetchError {
+    let is_tls =
+        matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound | io::ErrorKind::ConnectionAborted);
+    let reason = tls::reason(error);
+    if is_tls { FetchError::Tls(reason, tls::advice(reason)) } else { FetchError::Connect(error.kind()) }
+}
+
+type Exchanged = (Answer, Option<PodStream>);
 
 async fn exchange(
-    kept: Option<TcpStream>,
-    addr: SocketAddr,
+    kept: Option<PodStream>,
+    connect: impl Future<Output = io::Result<PodStream>>,
     request: &[u8],
     body_bytes_max: usize,
 ) -> Result<Exchanged, FetchError> {
@@ -99,15 +121,15 @@ async fn exchange(
             other => return other.map(|(answer, keep)| (answer, keep.then_some(wire.stream))),
         }
     }
-    let stream = TcpStream::connect(addr).await.map_err(|error| FetchError::Connect(error.kind()))?;
-    stream.set_nodelay(true).ok();
+    let stream = connect.await.map_err(|error| of_connect(&error))?;
+    stream.tcp().set_nodelay(true).ok();
     let mut wire = Wire::new(stream);
     let (answer, keep) = wire.talk(request, body_bytes_max).await?;
     Ok((answer, keep.then_some(wire.stream)))
 }
 
 struct Wire {
-    stream: TcpStream,
+    stream: PodStream,
     buffer: BytesMut,
     heard: bool,
 }
@@ -127,13 +149,14 @@ enum Framing {
 }
 
 impl Wire {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: PodStream) -> Self {
         Self { stream, buffer: BytesMut::with_capacity(8 * 1024), heard: false }
     }
 
     /// One exchange; also whether the connection can be used again.
     async fn talk(&mut self, request: &[u8], body_bytes_max: usize) -> Result<(Answer, bool), FetchError> {
         self.stream.write_all(request).await.map_err(|_| FetchError::Closed)?;
+        self.stream.flush().await.map_err(|_| FetchError::Closed)?;
         let head = self.head().await?;
         let body = match head.framing {
             Framing::Length(length) if length > body_bytes_max => return Err(FetchError::TooLarge(body_bytes_max)),

@@ -18,6 +18,7 @@ use super::visit::Visitor;
 use crate::base::Rng;
 use crate::pods::{Pod, Table};
 use crate::runtime::{Task, now, supervise};
+use crate::tls::Connectors;
 
 /// Time between two looks at the fleet, and between two rebuilds of its index by model.
 const LOOK: Duration = Duration::from_millis(100);
@@ -49,6 +50,7 @@ pub struct Telemetry {
     pub(super) table: Arc<Table>,
     pub(super) settings: ArcSwap<Settings>,
     pub(super) credential: Arc<Credential>,
+    pub(super) connectors: Arc<Connectors>,
     pub(super) observer: Observer,
     /// A pod's models changed: the table's index is to be rebuilt.
     pub(super) stale: Notify,
@@ -68,11 +70,18 @@ struct Visiting {
 
 impl Telemetry {
     /// Telemetry that does nothing until it is [`Telemetry::run`].
-    pub fn new(table: Arc<Table>, settings: Settings, credential: Arc<Credential>, observer: Observer) -> Arc<Self> {
+    pub fn new(
+        table: Arc<Table>,
+        settings: Settings,
+        credential: Arc<Credential>,
+        connectors: Arc<Connectors>,
+        observer: Observer,
+    ) -> Arc<Self> {
         Arc::new(Self {
             table,
             settings: ArcSwap::from_pointee(settings),
             credential,
+            connectors,
             observer,
             stale: Notify::new(),
             endpoints: AtomicUsize::new(0),

@@ -62,7 +62,7 @@ impl Visitor {
         }
         let scraped = self.ask("/metrics").await;
         // Somebody who refuses the connection refuses the next one too; all others may still tell their models.
-        let is_reached = !matches!(scraped, Err(FetchError::Connect(_)));
+        let is_reached = !matches!(scraped, Err(FetchError::Connect(_) | FetchError::Tls(..)));
         let is_refused = matches!(scraped, Err(FetchError::Connect(io::ErrorKind::ConnectionRefused)));
         let scrape = self.judge("metrics", scraped).map(|answer| Scrape::parse(&answer.body));
         match &scrape {
@@ -93,9 +93,13 @@ impl Visitor {
         let settings = self.telemetry.settings.load_full();
         let caps = Caps { timeout: Duration::from_millis(settings.timeout_ms), body_bytes: settings.body_max_bytes };
         let key = self.telemetry.credential.key();
-        let mut line = self.line.take().unwrap_or_else(|| {
-            let authority = self.pods().first().map(|pod| Arc::clone(&pod.spec.authority));
-            Line::new(self.addr, authority.unwrap_or_else(|| self.addr.to_string().into()))
+        let first = self.pods().into_iter().next();
+        let tls = first.as_ref().and_then(|pod| pod.spec.tls.as_ref());
+        let kept = self.line.take().filter(|line| line.is_for(tls));
+        let mut line = kept.unwrap_or_else(|| {
+            let authority = first.as_ref().map(|pod| Arc::clone(&pod.spec.authority));
+            let authority = authority.unwrap_or_else(|| self.addr.to_string().into());
+            Line::new(self.addr, authority, tls.cloned(), Arc::clone(&self.telemetry.connectors))
         });
         let answer = line.get(path, key.as_deref().map(String::as_str), caps).await;
         self.line = Some(line);

@@ -21,6 +21,12 @@ pub fn everything() -> Heard {
 }
 
 impl Heard {
+    /// Whether a line was logged that contains all of `marks`.
+    pub fn has(&self, marks: &[&str]) -> bool {
+        let log = String::from_utf8(self.0.lock().clone()).unwrap();
+        log.lines().any(|line| marks.iter().all(|mark| line.contains(mark)))
+    }
+
     /// Fails if anything was logged that contains `mark`, or nothing at all.
     pub fn lacks(&self, mark: &str) {
         let log = String::from_utf8(self.0.lock().clone()).unwrap();

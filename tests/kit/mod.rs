@@ -17,7 +17,7 @@ use tidegate::app::App;
 use tidegate::config::ServeArgs;
 use tidegate::proxy::Hook;
 use tidegate::sim::http::{Fleet, SimConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Longest wait for anything that must happen; a test that reaches it has failed.
@@ -211,7 +211,7 @@ pub fn chat(model: &str, content: &str, is_stream: bool, max_tokens: u32) -> Str
 }
 
 /// Reads one answer to its end, or to the end of the connection.
-pub async fn read_answer(io: &mut TcpStream) -> Answer {
+pub async fn read_answer<S: AsyncRead + Unpin>(io: &mut S) -> Answer {
     let mut bytes = Vec::new();
     let mut piece = vec![0; 64 * 1024];
     loop {
@@ -280,4 +280,5 @@ pub fn events(body: &[u8]) -> Vec<String> {
 pub mod heard;
 pub mod keys;
 pub mod line;
+pub mod tls;
 pub mod wire;

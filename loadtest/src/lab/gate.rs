@@ -499,5 +499,5 @@ fn marks(prompt: &Fingerprint, tokens: Tokens) -> Option<Marks> {
 
 fn spec(pod: u32, rank: Option<u32>, role: Role) -> PodSpec {
     let addr = std::net::SocketAddr::from(([10, 0, (pod >> 8) as u8, pod as u8], 8_000));
-    PodSpec { addr, authority: addr.to_string().into(), rank, role, labels: BTreeMap::new() }
+    PodSpec { addr, authority: addr.to_string().into(), tls: None, rank, role, labels: BTreeMap::new() }
 }

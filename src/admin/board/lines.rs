@@ -180,6 +180,7 @@ mod tests {
         let spec = |port| PodSpec {
             addr: ([127, 0, 0, 1], port).into(),
             authority: format!("pod:{port}").into(),
+            tls: None,
             rank: None,
             role: Role::Both,
             labels: std::collections::BTreeMap::new(),

@@ -17,6 +17,7 @@ fn pods(state: &AdminState, count: u16) -> Vec<Arc<Pod>> {
     let spec = |port| PodSpec {
         addr: ([10, 1, (port >> 8) as u8, port as u8], 8_000).into(),
         authority: format!("10.1.{}.{}:8000", port >> 8, port & 255).into(),
+        tls: None,
         rank: None,
         role: Role::Both,
         labels: BTreeMap::new(),

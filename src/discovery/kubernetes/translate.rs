@@ -87,7 +87,7 @@ pub(super) fn of_pool(spec: &Value) -> Option<Pool> {
 
 fn found(addr: SocketAddr, role: Role, labels: &BTreeMap<String, String>, state: State) -> Found {
     let authority = addr.to_string().into();
-    Found { spec: PodSpec { addr, authority, rank: None, role, labels: labels.clone() }, state }
+    Found { spec: PodSpec { addr, authority, tls: None, rank: None, role, labels: labels.clone() }, state }
 }
 
 fn state_of(endpoint: &Endpoint) -> State {

@@ -8,11 +8,15 @@ mod chunked;
 mod head;
 mod pool;
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 pub(in crate::proxy) use head::decimal;
@@ -20,6 +24,7 @@ pub use head::{Framing, PodHead};
 pub use pool::{checkin, checkout, forget, sweep};
 
 use super::sockets;
+use crate::tls::{Connectors, Dial, PodStream};
 use chunked::Dechunk;
 
 /// Largest response head taken from a pod.
@@ -59,8 +64,9 @@ pub enum Sent {
 /// A connection to a pod, with at most one exchange on it at a time.
 #[derive(Debug)]
 pub struct PodConn {
-    io: TcpStream,
+    io: PodStream,
     addr: SocketAddr,
+    dial: Option<Dial>,
     buf: BytesMut,
     read_bytes: usize,
     framing: Framing,
@@ -73,16 +79,22 @@ pub struct PodConn {
 }
 
 impl PodConn {
-    /// Connects within `limit`.
-    pub async fn connect(addr: SocketAddr, limit: Duration) -> Result<Self, PodFault> {
-        let io = match tokio::time::timeout(limit, TcpStream::connect(addr)).await {
+    /// Connects within `limit`, with a handshake if `dial` says so.
+    pub async fn connect(
+        connectors: &Connectors,
+        addr: SocketAddr,
+        dial: Option<Dial>,
+        limit: Duration,
+    ) -> Result<Self, PodFault> {
+        let io = match tokio::time::timeout(limit, connectors.connect(addr, dial.clone())).await {
             Ok(connected) => connected.map_err(PodFault::Connect)?,
             Err(_) => return Err(PodFault::Connect(io::ErrorKind::TimedOut.into())),
         };
-        sockets::tend(&io, sockets::UNANSWERED_MAX).map_err(PodFault::Connect)?;
+        sockets::tend(io.tcp(), sockets::UNANSWERED_MAX).map_err(PodFault::Connect)?;
         Ok(Self {
             io,
             addr,
+            dial,
             buf: BytesMut::new(),
             read_bytes: READ_BYTES_MIN,
             framing: Framing::Empty,
@@ -96,15 +108,16 @@ impl PodConn {
     /// Sends head and body, watching for an answer meanwhile.
     pub async fn send(&mut self, head: &[u8], body: &[u8]) -> Result<Sent, PodFault> {
         let (mut head, mut body) = (head, body);
+        let PodStream::Plain(io) = &self.io else { return self.send_in_tls(head, body).await };
         while !head.is_empty() || !body.is_empty() {
-            match self.io.try_write_vectored(&[io::IoSlice::new(head), io::IoSlice::new(body)]) {
+            match io.try_write_vectored(&[io::IoSlice::new(head), io::IoSlice::new(body)]) {
                 Ok(written) => {
                     let of_head = written.min(head.len());
                     head = head.get(of_head..).unwrap_or_default();
                     body = body.get(written - of_head..).unwrap_or_default();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.writable_or_answer().await? {
+                    if writable_or_answer(io, &mut self.buf).await? {
                         self.reusable = false;
                         return Ok(Sent::Early);
                     }
@@ -119,24 +132,42 @@ impl PodConn {
         Ok(Sent::All)
     }
 
-    /// Waits until more can be written, or an answer has begun (true).
-    async fn writable_or_answer(&mut self) -> Result<bool, PodFault> {
-        tokio::select! {
-            biased;
-            ready = self.io.readable() => {
-                ready?;
-                match self.io.try_read_buf(&mut self.buf) {
-                    Ok(0) => Err(PodFault::ClosedEarly),
-                    Ok(_) => Ok(true),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-                    Err(_) => Err(PodFault::ClosedEarly),
+    /// The same inside TLS, which hides what the socket does.
+    async fn send_in_tls(&mut self, head: &[u8], body: &[u8]) -> Result<Sent, PodFault> {
+        let (mut head, mut body) = (head, body);
+        let (io, buf) = (&mut self.io, &mut self.buf);
+        let sent = std::future::poll_fn(|cx| {
+            loop {
+                let is_all = head.is_empty() && body.is_empty();
+                let slices = [io::IoSlice::new(head), io::IoSlice::new(body)];
+                let written = if is_all {
+                    Pin::new(&mut *io).poll_flush(cx).map_ok(|()| 0)
+                } else {
+                    Pin::new(&mut *io).poll_write_vectored(cx, &slices)
+                };
+                match written {
+                    Poll::Ready(Ok(_)) if is_all => return Poll::Ready(Ok(Sent::All)),
+                    Poll::Ready(Ok(written @ 1..)) => {
+                        let of_head = written.min(head.len());
+                        head = head.get(of_head..).unwrap_or_default();
+                        body = body.get(written - of_head..).unwrap_or_default();
+                    }
+                    // The pod may have answered and closed; its answer is then still to be read.
+                    Poll::Ready(_) => return Poll::Ready(Ok(Sent::Early)),
+                    Poll::Pending => {
+                        buf.reserve(READ_BYTES_MIN);
+                        let mut read = std::pin::pin!(tokio::io::AsyncReadExt::read_buf(&mut *io, buf));
+                        return match ready!(read.as_mut().poll(cx)) {
+                            Ok(0) | Err(_) => Poll::Ready(Err(PodFault::ClosedEarly)),
+                            Ok(_) => Poll::Ready(Ok(Sent::Early)),
+                        };
+                    }
                 }
             }
-            ready = self.io.writable() => {
-                ready?;
-                Ok(false)
-            }
-        }
+        });
+        let sent = sent.await?;
+        self.reusable &= sent == Sent::All;
+        Ok(sent)
     }
 
     /// Reads the next final head (1xx heads are passed over).
@@ -234,7 +265,27 @@ impl PodConn {
     }
 
     /// Whether the pod has closed the idle connection, or said something nobody asked for.
-    fn went_stale(&self) -> bool {
-        sockets::is_stale(&self.io)
+    fn went_stale(&mut self) -> bool {
+        self.io.holds_bytes() || sockets::is_stale(self.io.tcp())
+    }
+}
+
+/// Waits until more can be written, or an answer has begun (true).
+async fn writable_or_answer(io: &TcpStream, buf: &mut BytesMut) -> Result<bool, PodFault> {
+    tokio::select! {
+        biased;
+        ready = io.readable() => {
+            ready?;
+            match io.try_read_buf(buf) {
+                Ok(0) => Err(PodFault::ClosedEarly),
+                Ok(_) => Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+                Err(_) => Err(PodFault::ClosedEarly),
+            }
+        }
+        ready = io.writable() => {
+            ready?;
+            Ok(false)
+        }
     }
 }

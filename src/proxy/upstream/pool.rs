@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::PodConn;
 use crate::base::Mono;
+use crate::tls::Dial;
 
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// Idle connections kept per pod and worker.
@@ -23,12 +24,12 @@ thread_local! {
     static POOL: RefCell<HashMap<SocketAddr, Vec<Idle>>> = RefCell::new(HashMap::new());
 }
 
-/// A connection to `addr` that was used before and still looks alive.
-pub fn checkout(addr: SocketAddr, now: Mono) -> Option<PodConn> {
+/// A connection to `addr` that was used before and still looks alive. What was made with other credentials is closed.
+pub fn checkout(addr: SocketAddr, dial: Option<&Dial>, now: Mono) -> Option<PodConn> {
     POOL.with_borrow_mut(|pool| {
         let idle = pool.get_mut(&addr)?;
-        while let Some(Idle { conn, since }) = idle.pop() {
-            if now.since(since) < IDLE_MAX && !conn.went_stale() {
+        while let Some(Idle { mut conn, since }) = idle.pop() {
+            if conn.dial.as_ref() == dial && now.since(since) < IDLE_MAX && !conn.went_stale() {
                 return Some(conn);
             }
         }

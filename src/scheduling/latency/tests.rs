@@ -11,6 +11,7 @@ fn pod(id: u32) -> Arc<Pod> {
     let spec = PodSpec {
         addr,
         authority: "a".into(),
+        tls: None,
         rank: None,
         role: Role::Both,
         labels: std::collections::BTreeMap::new(),

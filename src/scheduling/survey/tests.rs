@@ -15,6 +15,7 @@ fn fleet(pods: u16, ranks: u32) -> (Table, Arc<Fleet>) {
     let spec = |number: u16| PodSpec {
         addr: ([127, 0, 0, 1], 1_000 + number / ranks as u16).into(),
         authority: "a".into(),
+        tls: None,
         rank: (ranks > 1).then(|| u32::from(number) % ranks),
         role: if number % 10 == 9 { Role::Prefill } else { Role::Both },
         labels: BTreeMap::new(),

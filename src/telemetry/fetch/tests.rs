@@ -3,12 +3,17 @@
 use super::super::test_server::{Pace, Server};
 use super::*;
 
+/// A line without TLS.
+fn line(addr: SocketAddr, authority: &str) -> Line {
+    Line::new(addr, authority.into(), None, Arc::default())
+}
+
 const CAPS: Caps = Caps { timeout: Duration::from_secs(10), body_bytes: 1_000 };
 
 async fn ask(answer: &'static [u8], pace: Pace) -> Result<(u16, String), FetchError> {
     let server = Server::start(pace, move |_, _| answer.to_vec()).await;
     let caps = if pace == Pace::Hang { Caps { timeout: Duration::from_millis(30), ..CAPS } } else { CAPS };
-    let answer = Line::new(server.addr, "pod:1".into()).get("/metrics", None, caps).await?;
+    let answer = line(server.addr, "pod:1").get("/metrics", None, caps).await?;
     Ok((answer.status, String::from_utf8_lossy(&answer.body).into_owned()))
 }
 
@@ -59,7 +64,7 @@ async fn endless_answers_and_silence_end() {
     assert_eq!(ask(endless("HTTP/1.1 200 OK\r\nx: ", "ab"), Pace::Close).await, too_large(HEAD_BYTES_MAX));
     assert_eq!(ask(b"HTTP/1.1 200 OK\r\n", Pace::Hang).await, Err(FetchError::TimedOut));
     let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
-    let refused = Line::new(nobody, "pod:1".into()).get("/", None, CAPS).await;
+    let refused = line(nobody, "pod:1").get("/", None, CAPS).await;
     assert_eq!(refused.unwrap_err(), FetchError::Connect(io::ErrorKind::ConnectionRefused));
 }
 
@@ -68,7 +73,7 @@ async fn connections_are_kept_and_replaced_when_they_went_stale() {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     for (pace, connections) in [(Pace::Keep, 1), (Pace::Close, 5)] {
         let server = Server::start(pace, |_, _| ANSWER.to_vec()).await;
-        let mut line = Line::new(server.addr, "pod:1".into());
+        let mut line = line(server.addr, "pod:1");
         for round in 0..5 {
             assert_eq!(line.get("/x", None, CAPS).await.unwrap().status, 200, "{pace:?} {round}");
         }
@@ -78,7 +83,7 @@ async fn connections_are_kept_and_replaced_when_they_went_stale() {
         b"HTTP/1.1 200 OK\r\nconnection: x, Close\r\ncontent-length: 0\r\n\r\n".to_vec()
     })
     .await;
-    let mut line = Line::new(server.addr, "pod:1".into());
+    let mut line = line(server.addr, "pod:1");
     line.get("/x", None, CAPS).await.unwrap();
     assert!(line.kept.is_none());
 }
@@ -90,7 +95,7 @@ async fn the_request_names_the_pod_and_carries_the_key() {
         format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
     })
     .await;
-    let mut line = Line::new(server.addr, "pod.local:8000".into());
+    let mut line = line(server.addr, "pod.local:8000");
     let answer = line.get("/v1/models", Some("sk-1"), CAPS).await.unwrap();
     let head = String::from_utf8(answer.body.to_vec()).unwrap();
     assert!(head.starts_with("GET /v1/models HTTP/1.1\r\nhost: pod.local:8000\r\n"), "{head}");

@@ -10,7 +10,14 @@ use crate::base::PodId;
 use crate::pods::{PodSpec, Role};
 
 fn spec(addr: SocketAddr) -> PodSpec {
-    PodSpec { addr, authority: addr.to_string().into(), rank: None, role: Role::Both, labels: BTreeMap::new() }
+    PodSpec {
+        addr,
+        authority: addr.to_string().into(),
+        tls: None,
+        rank: None,
+        role: Role::Both,
+        labels: BTreeMap::new(),
+    }
 }
 
 #[tokio::test]
@@ -27,7 +34,7 @@ async fn pods_that_come_are_visited_and_pods_that_go_are_left() {
         }
     });
     let settings = Settings { interval_ms: 10, ..Settings::default() };
-    let telemetry = Telemetry::new(Arc::clone(&table), settings, Arc::default(), observer);
+    let telemetry = Telemetry::new(Arc::clone(&table), settings, Arc::default(), Arc::default(), observer);
     let task = supervise("telemetry", telemetry.run());
     table.set(vec![spec(one.addr)]);
     assert_eq!((scraped.recv().await, scraped.recv().await), (Some(PodId(0)), Some(PodId(0))));
@@ -43,7 +50,8 @@ async fn pods_that_come_are_visited_and_pods_that_go_are_left() {
 
 #[test]
 fn pauses_keep_the_interval_the_rate_and_the_backoff() {
-    let telemetry = Telemetry::new(Arc::default(), Settings::default(), Arc::default(), Box::new(|_| {}));
+    let telemetry =
+        Telemetry::new(Arc::default(), Settings::default(), Arc::default(), Arc::default(), Box::new(|_| {}));
     let seed = 3;
     let mut rng = Rng::new(seed);
     for (endpoints, failures, expected_ms) in

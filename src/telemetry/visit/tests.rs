@@ -47,7 +47,14 @@ struct Bench {
 impl Bench {
     fn new(addr: SocketAddr) -> Self {
         let table = Arc::new(Table::default());
-        let spec = PodSpec { addr, authority: "pod:1".into(), rank: None, role: Role::Both, labels: BTreeMap::new() };
+        let spec = PodSpec {
+            addr,
+            authority: "pod:1".into(),
+            tls: None,
+            rank: None,
+            role: Role::Both,
+            labels: BTreeMap::new(),
+        };
         table.set(vec![spec]);
         let events = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&events);
@@ -63,7 +70,8 @@ impl Bench {
             seen.lock().push(format!("{name} {}", pod.id.0));
         });
         let settings = Settings { timeout_ms: 10_000, ..Settings::default() };
-        let telemetry = Telemetry::new(Arc::clone(&table), settings, Arc::new(Credential::default()), observer);
+        let telemetry =
+            Telemetry::new(Arc::clone(&table), settings, Arc::new(Credential::default()), Arc::default(), observer);
         Self { visitor: Visitor::new(telemetry, addr), table, events }
     }
 
