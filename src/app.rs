@@ -29,12 +29,12 @@ use self::tls::Listeners;
 use crate::admin::{Admin, AdminState, spawn_thread};
 use crate::base::{ModelName, Mono};
 use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
-use crate::export::AccessLog;
 use crate::export::access_log::Writer;
+use crate::export::{AccessLog, Exporter, OtlpError, Spans};
 use crate::observe::{BEAT_AGE_MAX, ExplainRing, MetricLimits, Metrics, QueueSeries, Readiness, SessionSeries};
 use crate::pods::Table;
 use crate::prefix::Index;
-use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, Workers, start};
+use crate::proxy::{Bound, Gate, GateApp, Hook, Parts, SpanSink, Workers, start};
 use crate::runtime::now;
 use crate::tls::TlsError;
 
@@ -70,6 +70,9 @@ pub enum StartError {
         /// Why.
         error: TlsError,
     },
+    /// Traces cannot be exported as configured.
+    #[error("{0}")]
+    Traces(#[from] OtlpError),
     /// Another thing the system refused.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -85,7 +88,7 @@ pub struct App {
     admin: Admin,
     control: JoinHandle<()>,
     stop: watch::Sender<bool>,
-    writer: Writer,
+    writers: (Writer, Exporter),
     snapshot_file: Option<PathBuf>,
     /// The listening sockets, for a process that takes over.
     sockets: Vec<(&'static str, TcpListener)>,
@@ -105,7 +108,7 @@ impl App {
             );
         }
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
-        let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(&metrics))?;
+        let (log, spans, writers) = outlets(&config, &metrics)?;
         let readiness = Arc::new(Readiness::default());
         let (prefix_secret, salt_key) = snapshot::secrets(&config.prefix)?;
         // One that cannot be used stops the start: to go on without would let everybody in.
@@ -118,6 +121,7 @@ impl App {
             explain: Arc::new(ExplainRing::new(config.observe.decisions_max as usize)),
             safe_mode: Arc::new(AtomicBool::new(config.routing.safe_mode)),
             log: Box::new(move |record| log.write(record)),
+            spans,
             hook,
             routing: setup::routing(&config),
             rules: setup::rules(&config, keys.keys()),
@@ -160,7 +164,7 @@ impl App {
             admin,
             control,
             stop,
-            writer,
+            writers,
             snapshot_file,
             sockets,
             asks,
@@ -280,10 +284,25 @@ impl App {
         }
         drop(self.gate);
         // With all requests ended nobody holds the log any more, and its writer ends after the lines it has.
-        if !self.writer.join_within(LAST_LINES_WITHIN) {
+        if !self.writers.0.join_within(LAST_LINES_WITHIN) {
             tracing::warn!("the last access lines may be missing");
         }
+        if !self.writers.1.join_within(LAST_LINES_WITHIN) {
+            tracing::warn!("the last spans may be missing");
+        }
     }
+}
+
+type Outlets = (AccessLog, Option<SpanSink>, (Writer, Exporter));
+
+/// Where access lines and spans go, and the threads that write them.
+fn outlets(config: &Config, metrics: &Arc<Metrics>) -> Result<Outlets, StartError> {
+    let (log, writer) = AccessLog::start(&config.access_log, Arc::clone(metrics))?;
+    let (spans, exporter) = match Spans::start(&config.observe.traces, Arc::clone(metrics))? {
+        Some((spans, exporter)) => (Some(Box::new(move |trace| spans.put(trace)) as SpanSink), exporter),
+        None => (None, Exporter::none()),
+    };
+    Ok((log, spans, (writer, exporter)))
 }
 
 /// A process that takes over serves nobody before it knows its pods: the one it replaces still does.

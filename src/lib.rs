@@ -12,7 +12,7 @@
 //! 3  proxy       the data path: accept, check, plan, forward, stream back   -> scheduling, flow, disagg, api, prefix, pods,
 //!                                                                              observe, tls
 //!    admin       health, metrics, pods, explain, safe mode; the dashboard   -> export, tls, observe, pods
-//!    export      Prometheus text, access log                                -> observe, pods
+//!    export      Prometheus text, access log, spans over OTLP               -> tls, observe, pods
 //!    discovery   list, DNS, Kubernetes -> pods                              -> tls, pods, observe
 //!    telemetry   /metrics, /v1/models of pods -> readings and facts         -> tls, pods, observe
 //!    tls         handshakes with clients and pods, certificates that change -> pods, observe
@@ -52,7 +52,7 @@
 //!   proxy::relay     relay -> stream | plain                             holds all until the first data, then commit()
 //!   proxy::attempt   broke, goes_again -> flow::may_retry                nothing reached the client: again, elsewhere?
 //! proxy::reply     Fault::row, body, event                            what a client sees of any failure: one table
-//! proxy::exchange  finish                                             metrics, the one access line; the connection goes on
+//! proxy::exchange  finish                                             metrics, the one access line, the trace; the connection goes on
 //! ```
 //! Beside it: `app::control` runs discovery, telemetry and reload on a thread of their own and publishes a new fleet, rules
 //! or profile; a request takes a snapshot and never waits for them. `app::service` turns signals into reload, drain and the hand-over of
@@ -74,8 +74,7 @@
 //! (a body is read whole, so that it can be planned and sent again), compression, caching of answers, sticky cookies,
 //! configuration by environment, plug-ins loaded at run time.
 //!
-//! Not built yet, though names leave room for it: connectors other than NIXL, an index fed by KV events, OpenTelemetry export,
-//! autoscaling.
+//! Not built yet, though names leave room for it: connectors other than NIXL, an index fed by KV events, autoscaling.
 //!
 //! # Where it differs from the first design, and why
 //!

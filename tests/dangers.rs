@@ -287,9 +287,8 @@ async fn a_trace_goes_on() {
     let fields = format!("traceparent: {trace}\r\ntracestate: vendor=1\r\n");
     assert_eq!(post(gate.addr(), CHAT, &fields, &chat("sim", "x", false, 1)).await.status, 200);
     let arrival = pod.served().pop().unwrap();
-    let parts: Vec<_> = arrival.header("traceparent").unwrap().split('-').collect();
-    assert_eq!((parts[0], parts[1], parts[3]), ("00", "0af7651916cd43dd8448eb211c80319c", "01"));
-    assert!(parts[2].len() == 16 && parts[2] != "b7ad6b7169203331");
+    // The gate exports no spans here, so it puts none between.
+    assert_eq!(arrival.header("traceparent"), Some(trace));
     assert_eq!(arrival.header("tracestate"), Some("vendor=1"));
     for bad in ["", "traceparent: nonsense\r\n"] {
         assert_eq!(post(gate.addr(), CHAT, bad, &chat("sim", "x", false, 1)).await.status, 200);

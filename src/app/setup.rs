@@ -24,6 +24,7 @@ pub(super) fn rules(config: &Config, keys: Option<Arc<Keys>>) -> Rules {
         rules.model_times.insert(ModelName::clone(&rule.upstream), Times::from(&rule.timeouts));
     }
     rules.connections_max = rules.connections_max.min(descriptors().unwrap_or(u64::MAX) / 2);
+    rules.trace_share = config.observe.traces.sample;
     rules.explain = config.observe.explain;
     rules.is_client_logged = config.observe.is_client_logged;
     rules.retry = config.retry.clone();

@@ -134,6 +134,7 @@ impl Config {
     /// Keys that differ in `new` and take effect only after a restart. All others are taken when the file is read again.
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         let (prefix, observe) = (&self.prefix, &self.observe);
+        let (traces, new_traces) = (&observe.traces, &new.observe.traces);
         let keys = [
             ("listen.addr", self.listen.addr == new.listen.addr),
             ("listen.h2c_addr", self.listen.h2c_addr == new.listen.h2c_addr),
@@ -151,6 +152,10 @@ impl Config {
             ("observe.decisions_max", observe.decisions_max == new.observe.decisions_max),
             ("observe.log", observe.log == new.observe.log),
             ("observe.models_max", observe.models_max == new.observe.models_max),
+            ("observe.traces.endpoint", traces.endpoint == new_traces.endpoint),
+            ("observe.traces.ca_file", traces.ca_file == new_traces.ca_file),
+            ("observe.traces.authorization_file", traces.authorization_file == new_traces.authorization_file),
+            ("observe.traces.service_name", traces.service_name == new_traces.service_name),
         ];
         keys.into_iter().filter(|(_, is_same)| !is_same).map(|(key, _)| key).collect()
     }
@@ -231,6 +236,7 @@ fn sections(tree: &Tree, found: &mut Found) {
         ("flow.queue", tree.flow.queue.problems()),
         ("flow.sessions", tree.flow.sessions.problems()),
         ("flow.classes", tree.flow.classes.problems()),
+        ("observe.traces", tree.observe.traces.problems()),
     ];
     for (key, problems) in rooms {
         found.extend(problems.into_iter().map(|(field, hint)| (format!("{key}.{field}"), hint)));

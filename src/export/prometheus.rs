@@ -135,6 +135,7 @@ fn samples(metric: MetricName, scrape: &Scrape<'_>, to: &mut Writer<'_>) {
         M::ConfigGeneration | M::ConfigHash | M::ConfigTaken | M::ConfigLastGood | M::ConfigNeedsRestart => {
             running_config(metric, metrics, to);
         }
+        M::Spans => family(&metrics.spans, to),
         M::LabelOverflow => family(&metrics.label_overflow, to),
         M::AccessLogDropped => to.sample(&[], metrics.access_log_dropped.load(Relaxed)),
         M::StepTime | M::StepTimeError | M::StepTimeSamples => step_times(metric, metrics, to),

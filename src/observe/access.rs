@@ -2,6 +2,8 @@
 //!
 //! The fields are all there is: no prompt, key, body, query string or header other than the request id can get in. A model
 //! is named only if a pod serves it. Absent values are left out of the line. Times are in the unit their name says.
+use std::fmt::Write as _;
+
 use super::cause::Cause;
 use super::civil::rfc3339;
 use super::json;
@@ -17,6 +19,8 @@ pub struct AccessRecord<'a> {
     pub unix_ms: u64,
     /// `x-request-id` of the answer.
     pub request_id: &'a str,
+    /// Trace it is part of, if its spans are exported.
+    pub trace_id: Option<u128>,
     /// HTTP method.
     pub method: &'a str,
     /// Name of the route or API (`chat`, `models`, `unknown`), never the raw path.
@@ -79,6 +83,7 @@ impl<'a> AccessRecord<'a> {
         Self {
             unix_ms,
             request_id,
+            trace_id: None,
             method,
             route,
             http: "1.1",
@@ -115,6 +120,9 @@ impl<'a> AccessRecord<'a> {
         rfc3339(out, self.unix_ms);
         out.push('"');
         text(out, ",\"request_id\":", Some(self.request_id));
+        if let Some(trace) = self.trace_id {
+            _ = write!(out, ",\"trace_id\":\"{trace:032x}\"");
+        }
         text(out, ",\"method\":", Some(self.method));
         text(out, ",\"route\":", Some(self.route));
         text(out, ",\"http\":", Some(self.http));

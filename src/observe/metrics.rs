@@ -216,6 +216,8 @@ pub struct Metrics {
     pub tls_handshakes: Family,
     /// Handshakes with pods that failed, by reason.
     pub pod_tls_failures: Family,
+    /// Spans of traced requests, by what became of them.
+    pub spans: Family,
     /// Until when certificates are valid \[seconds since 1970\], by where they are configured; set.
     pub certificates: Mutex<BTreeMap<String, i64>>,
     /// Reloads by result.
@@ -296,6 +298,7 @@ impl Metrics {
             running_config: ArcSwap::default(),
             tls_handshakes: Family::with(&["full", "resumed"]),
             pod_tls_failures: Family::default(),
+            spans: Family::with(&["exported", "failed", "dropped"]),
             certificates: Mutex::default(),
             config_reloads: Family::with(&["ok", "bad"]),
             label_overflow: Family::with(&["model", "series"]),

@@ -18,6 +18,7 @@ pub mod readiness;
 pub mod redact;
 mod running;
 pub mod settings;
+pub mod span;
 pub mod tenant;
 
 pub use access::AccessRecord;
@@ -34,5 +35,6 @@ pub use names::{Definition, Kind, MetricName};
 pub use readiness::{BEAT_AGE_MAX, Missing, Readiness};
 pub use redact::{Secret, is_sensitive_header, printable_id};
 pub use running::RunningConfig;
-pub use settings::{LogLevel, Settings};
+pub use settings::{LogLevel, Settings, TraceSettings};
+pub use span::{SpanKind, SpanRecord, SpanValue, TraceRecord};
 pub use tenant::{TenantMetrics, TenantSet};

@@ -180,6 +180,8 @@ metrics! {
         "Label values counted as other because their limit was reached, by label.";
     AccessLogDropped = "access_log_dropped_total", Counter, "lines", [],
         "Access lines dropped because the writer was behind.";
+    Spans = "spans_total", Counter, "spans", ["result"],
+        "Spans of traced requests: exported, or lost because the collector failed (failed) or was too slow (dropped).";
     Connections = "connections", Gauge, "connections", [],
         "Client connections open.";
     BodyHeld = "body_held_bytes", Gauge, "bytes", [],

@@ -86,6 +86,7 @@ impl Exchange {
             }
         }
         self.note.queued_us += now().since(began).as_micros() as u64;
+        self.traced("queue", began, Some(("tidegate.queue.for", "a_pod_of_the_model")));
         // What is promised counts from here: nobody could have kept it.
         self.note.read_at = Some(now());
         Ok(())

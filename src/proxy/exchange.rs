@@ -13,6 +13,7 @@ use super::identity::Identity;
 use super::lobby::Stay;
 use super::reply::Fault;
 use super::rules::Rules;
+use super::trace::Trace;
 use super::waitroom::Permit;
 use crate::api::{Api, Route, Shape, Usage, route};
 use crate::base::{ModelName, Mono, PodId, RequestId, Rng, Slo, Tokens};
@@ -109,6 +110,8 @@ pub(super) struct Exchange {
     /// At its session.
     pub(super) stay: Option<Stay>,
     pub(super) shown: Option<HeaderValue>,
+    /// What is recorded for its trace; `None` where nothing is exported.
+    pub(super) trace: Option<Box<Trace>>,
 }
 
 impl Exchange {
@@ -139,6 +142,7 @@ impl Exchange {
             permit: None,
             stay: None,
             shown: None,
+            trace: None,
         }
     }
 
@@ -193,11 +197,13 @@ impl Exchange {
             Route::Balanced(api) => {
                 self.note.api = Some(api);
                 self.note.route = api.name();
+                self.trace_begins();
                 self.identify()?;
                 self.balanced(Some(api)).await
             }
             Route::Allowed => {
                 self.note.route = "allowed";
+                self.trace_begins();
                 self.identify()?;
                 self.classify(None);
                 self.balanced(None).await
@@ -271,11 +277,11 @@ impl Exchange {
     }
 
     /// Books the outcome, writes the one access line, and gives the client back.
-    pub(super) fn finish(self) -> Client {
+    pub(super) fn finish(mut self) -> Client {
+        let (end, cause, trace_id) = (now(), self.note.cause.unwrap_or(Cause::GateFault), self.trace_id());
+        self.trace_ends(end, cause);
         let Self { gate, client, note, in_flight, rules, peer, identity, .. } = self;
-        let end = now();
         let addr = rules.is_client_logged.then(|| peer.to_string());
-        let cause = note.cause.unwrap_or(Cause::GateFault);
         let model = in_flight.model();
         model.e2e.observe(end.since(note.started));
         if let Some(first_at) = note.first_at
@@ -302,6 +308,7 @@ impl Exchange {
         }
         let head = client.head();
         (gate.log)(&AccessRecord {
+            trace_id,
             http: if client.is_http2() { "2" } else { "1.1" },
             model: note.model.as_deref(),
             tenant: identity.tenant(),

@@ -36,7 +36,7 @@ use super::rules::Rules;
 use super::shown::Shown;
 use super::waitroom::Waitroom;
 use crate::disagg::{Balances, Pairs};
-use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret};
+use crate::observe::{AccessRecord, ExplainRing, Metrics, Secret, TraceRecord};
 use crate::pods::{Pod, Shut, Table};
 use crate::prefix::{Index, SaltKey};
 use crate::runtime::now;
@@ -89,6 +89,9 @@ impl Phase {
 /// Called at each phase of each request; a test may panic in it.
 pub type Hook = Box<dyn Fn(Phase) + Send + Sync>;
 
+/// Where the spans of a traced request go.
+pub type SpanSink = Box<dyn Fn(TraceRecord) + Send + Sync>;
+
 /// All that the data path works with.
 pub struct Gate {
     /// The pods.
@@ -111,6 +114,8 @@ pub struct Gate {
     pub safe_mode: Arc<AtomicBool>,
     /// Takes access lines.
     pub log: Box<dyn Fn(&AccessRecord<'_>) + Send + Sync>,
+    /// Takes the spans of requests; `None`: none are recorded.
+    pub spans: Option<SpanSink>,
     /// Which pod made which response.
     pub(super) affinity: Affinity,
     /// Bounds, budgets and guards of flow.
@@ -155,6 +160,8 @@ pub struct Parts {
     pub safe_mode: Arc<AtomicBool>,
     /// See [`Gate::log`].
     pub log: Box<dyn Fn(&AccessRecord<'_>) + Send + Sync>,
+    /// See [`Gate::spans`].
+    pub spans: Option<SpanSink>,
     /// See [`Gate::hook`].
     pub hook: Option<Hook>,
     /// How requests are placed.
@@ -188,7 +195,7 @@ impl Gate {
 
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { table, index, metrics, explain, safe_mode, log, hook, .. } = parts;
+        let Parts { table, index, metrics, explain, safe_mode, log, spans, hook, .. } = parts;
         let Parts { routing, rules, seed, prefix_secret, salt_key, .. } = parts;
         metrics.tenants.name(rules.tenants.names());
         let pod_tls = Arc::new(Connectors::new(Arc::clone(&metrics)));
@@ -203,6 +210,7 @@ impl Gate {
             explain,
             safe_mode,
             log,
+            spans,
             affinity: Affinity::default(),
             guards: Arc::new(Guards::new(&rules)),
             lobby: Lobby::new(&rules),

@@ -143,6 +143,7 @@ impl Exchange {
     pub(super) async fn balanced(&mut self, api: Option<Api>) -> Result<(), End> {
         let body = self.read_body().await?;
         self.note.read_at = Some(now());
+        self.traced("receive", self.note.started, None);
         self.at(Phase::Body);
         let due_after = |left_s| self.note.started.after(Duration::from_secs_f64(left_s));
         self.client.due = deadline_s(&self.client.head().headers).map(due_after);

@@ -11,13 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
 
-use super::attempt::{Cut, Failed, STALE_WITHIN, Trial, Tried, watch};
+use super::attempt::{Cut, Failed, STALE_WITHIN, Tried, watch};
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::intake::Facts;
 use super::plan::{Avoid, Choice, Pair, Planned};
 use super::reply::Fault;
 use super::side::expired_now;
+use super::trial::Trial;
 use super::upstream::{self, PodConn, PodFault};
 use crate::base::{Mono, PodId, Tokens};
 use crate::disagg::{
@@ -139,7 +140,13 @@ impl Exchange {
         loop {
             act = match act {
                 Act::Prefill => self.prefill(facts, &mut course, alarm.as_mut()).await?,
-                Act::Decode => self.decode(facts, &mut course, tried, alarm.as_mut()).await?,
+                Act::Decode => {
+                    self.leg_begins("decode", course.decode.pod.id);
+                    let act = self.decode(facts, &mut course, tried, alarm.as_mut()).await?;
+                    let failed = course.last.as_ref().filter(|_| act != Act::Finish(Ended::Answered));
+                    self.leg_ends(failed.map(|failed| failed.fault.row().cause.as_str()));
+                    act
+                }
                 Act::Plan(want) => self.plan_again(facts, &mut course, want, tried),
                 Act::Alone => {
                     self.let_run_out(course.handed.take(), "unused");
@@ -187,7 +194,10 @@ impl Exchange {
     async fn prefill(&mut self, facts: &Facts, course: &mut Course, mut alarm: Pin<&mut Sleep>) -> Result<Act, End> {
         course.prefillers.push(course.prefill.pod.id);
         self.note.prefill_pod = Some(course.prefill.pod.id);
-        Ok(match self.prefill_leg(facts, &course.prefill, alarm.as_mut()).await? {
+        self.leg_begins("prefill", course.prefill.pod.id);
+        let done = self.prefill_leg(facts, &course.prefill, alarm.as_mut()).await?;
+        self.leg_ends(done.as_ref().err().map(|(_, failed)| failed.fault.row().cause.as_str()));
+        Ok(match done {
             Ok(done) => {
                 let lease = done.lease;
                 self.permit.iter().for_each(|permit| permit.committed(None));

@@ -255,6 +255,7 @@ impl Exchange {
             }
         };
         self.note.queued_us += now().since(asked).as_micros() as u64;
+        self.traced("queue", asked, Some(("tidegate.queue.for", "its_session")));
         match call {
             Ok(Ok(())) => outcomes.inc("waited"),
             Ok(Err(refusal)) => {

@@ -40,12 +40,13 @@ mod shown;
 mod side;
 mod sockets;
 mod trace;
+mod trial;
 mod turn;
 pub mod upstream;
 pub mod waitroom;
 
 pub use accept::{Bound, Workers, start};
-pub use gate::{Gate, GateApp, Hook, Parts, Phase};
+pub use gate::{Gate, GateApp, Hook, Parts, Phase, SpanSink};
 pub use plan::OUTPUT_TOKENS;
 pub use routing::{Routing, Selection};
 pub use rules::{Rules, Times};

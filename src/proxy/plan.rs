@@ -347,7 +347,7 @@ impl Exchange {
         let (result, Placed { decision, kept, .. }, split) = decide(&mut planner);
         self.rng = planner.rng;
         HITS.set(hits);
-        self.planned(now().since(started), decision.mode.as_str());
+        self.planned(started, decision.mode.as_str());
         if is_shown {
             self.shown = shown(&decision, split.as_ref());
         }
@@ -356,7 +356,9 @@ impl Exchange {
     }
 
     /// Notes how long a plan took, and which way it was made.
-    fn planned(&mut self, took: Duration, mode: &'static str) {
+    fn planned(&mut self, started: Mono, mode: &'static str) {
+        let took = now().since(started);
+        self.traced("plan", started, Some(("tidegate.mode", mode)));
         self.gate.metrics.stage(Stage::Plan, took);
         self.overran(took);
         self.note.plan_us = Some(took.as_micros() as u64);

@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::attempt::{Failed, STALE_WITHIN, Trial, failure_of};
+use super::attempt::{Failed, STALE_WITHIN, failure_of};
 use super::exchange::{End, Exchange};
 use super::intake::Facts;
 use super::legs::{Handed, expired};
 use super::plan::Choice;
 use super::reply::Fault;
 use super::side::{can_hand_over, decode_params};
+use super::trial::Trial;
 use super::upstream::{self, PodConn, PodFault};
 use crate::api::usage_of_body;
 use crate::base::{Mono, Tokens};

@@ -10,13 +10,14 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use tokio::time::{Sleep, sleep};
 
-use super::attempt::{Cut, Failed, Kept, Trial, Tried, failure_of, watch};
+use super::attempt::{Cut, Failed, Kept, Tried, failure_of, watch};
 use super::client::{Left, as_event};
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::headers::Frame;
 use super::intake::Facts;
 use super::reply::Fault;
+use super::trial::Trial;
 use super::upstream::{self, Framing, PodConn, PodFault, PodHead};
 use crate::api::sse::First;
 use crate::api::{Api, Marks, SseScan, Usage, response_id_of_body, usage_of_body};
@@ -102,7 +103,11 @@ impl Exchange {
         trial.answered(status);
         facts.body.release();
         self.note.committed = true;
-        self.note.first_at = Some(now());
+        let at = now();
+        self.note.first_at = Some(at);
+        if facts.is_stream {
+            self.stream_begins(at);
+        }
         if let Some(ticket) = &self.ticket {
             ticket.committed(now());
         }

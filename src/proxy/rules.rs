@@ -55,6 +55,8 @@ impl From<&Timeouts> for Times {
 /// Everything the data path goes by.
 #[derive(Clone, Debug)]
 pub struct Rules {
+    /// Share of requests that are traced, where traces are exported at all.
+    pub trace_share: f64,
     /// Bounds of a request head.
     pub head: HeadLimits,
     /// Longest request target \[bytes\].
@@ -129,6 +131,7 @@ impl Default for Rules {
             body_bytes_max: 64 << 20,
             body_timeout: Duration::from_secs(30),
             body_floor_bytes: 8 * 1024,
+            trace_share: 0.0,
             write_timeout: Duration::from_mins(2),
             connections_max: 10_000,
             memory_bytes_max: 1 << 30,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::attempt::{Trial, Tried};
+use super::attempt::Tried;
 use super::client::Left;
 use super::exchange::{End, Exchange};
 use super::gate::Phase;
@@ -13,6 +13,7 @@ use super::intake::Facts;
 use super::legs::Legs;
 use super::plan::{Choice, Pair, Part};
 use super::reply::Fault;
+use super::trial::Trial;
 use super::waitroom::{Permit, Said};
 use crate::api::Usage;
 use crate::base::{Mono, PodId, Tokens};
@@ -64,6 +65,7 @@ impl Exchange {
                 self.gate.metrics.queue_outcomes.inc(if called.is_ok() { "waited" } else { "refused" });
                 let waited = now().since(asked);
                 self.note.queued_us += waited.as_micros() as u64;
+                self.traced("queue", asked, Some(("tidegate.queue.for", "room_on_a_pod")));
                 if let Some(waits) =
                     self.gate.metrics.queue_waits.get(facts.caller.class as usize).filter(|_| called.is_ok())
                 {

@@ -12,6 +12,11 @@ pub fn now() -> Mono {
     Mono(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
 }
 
+/// Wall-clock time in microseconds since 1970, for log lines and traces only.
+pub fn unix_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
 /// Wall-clock time in milliseconds since 1970, for log lines only.
 pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

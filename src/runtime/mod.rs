@@ -4,5 +4,5 @@
 mod clock;
 mod task;
 
-pub use clock::{now, unix_ms};
+pub use clock::{now, unix_ms, unix_us};
 pub use task::{Task, spawn_connection, supervise};

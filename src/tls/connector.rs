@@ -205,6 +205,14 @@ fn print(settings: &TlsSettings) -> u64 {
     files::print(files.into_iter().filter_map(|path| path.as_deref()))
 }
 
+/// Authorities that a file names, or those of the system.
+pub fn authorities(file: Option<&Path>) -> Result<rustls::RootCertStore, TlsError> {
+    match file {
+        Some(path) => files::authorities([path]),
+        None => files::system_authorities(),
+    }
+}
+
 /// The configuration, and until when the gate's own certificate is valid \[seconds since 1970\].
 fn build(settings: &TlsSettings) -> Result<(ClientConfig, Option<i64>), TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -217,11 +225,7 @@ fn build(settings: &TlsSettings) -> Result<(ClientConfig, Option<i64>), TlsError
     let builder = if settings.insecure_skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(Arc::clone(&provider))))
     } else {
-        let roots = match settings.ca_file.as_deref() {
-            Some(path) => files::authorities([path])?,
-            None => files::system_authorities()?,
-        };
-        builder.with_root_certificates(roots)
+        builder.with_root_certificates(authorities(settings.ca_file.as_deref())?)
     };
     let own = settings.certificate_file.as_deref().zip(settings.key_file.as_deref());
     let Some((certificate, key)) = own else { return Ok((builder.with_no_client_auth(), None)) };

@@ -11,7 +11,7 @@ mod settings;
 mod stream;
 
 pub use certificate::{Facts, Peer};
-pub use connector::{Connectors, Dial};
+pub use connector::{Connectors, Dial, authorities};
 pub use failure::{advice, reason};
 pub use files::TlsError;
 pub use server::{Accepted, Alpn, Server};

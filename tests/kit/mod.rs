@@ -277,6 +277,7 @@ pub fn events(body: &[u8]) -> Vec<String> {
     text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
 }
 
+pub mod collector;
 pub mod heard;
 pub mod keys;
 pub mod line;

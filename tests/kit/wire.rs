@@ -178,3 +178,25 @@ pub async fn rest(io: &mut TcpStream, mut bytes: Vec<u8>) -> Answer {
 pub fn has(bytes: &[u8], part: &str) -> bool {
     bytes.windows(part.len()).any(|window| window == part.as_bytes())
 }
+
+/// The next request that comes: its head and its body, which must have a length. `None` once the other side closes.
+pub async fn read_request(io: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if io.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let length: usize = length.unwrap_or(0);
+    while bytes.len() < end + length {
+        if io.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some((head, bytes.split_off(end)))
+}

@@ -21,7 +21,7 @@ pub(crate) const ARROWS: &[(&str, u8, &[&str])] = &[
     ("tls", 3, &["pods", "observe", "runtime", "base"]),
     ("discovery", 3, &["pods", "prefix", "observe", "tls", "runtime", "base"]),
     ("telemetry", 3, &["pods", "prefix", "observe", "tls", "runtime", "base"]),
-    ("export", 3, &["observe", "pods", "base", "runtime"]),
+    ("export", 3, &["observe", "pods", "tls", "base", "runtime"]),
     ("proxy", 3, &["scheduling", "flow", "disagg", "api", "prefix", "pods", "observe", "tls", "runtime", "base"]),
     (
         "admin",
