@@ -26,11 +26,11 @@ use crate::runtime::now;
 use crate::tls::{TlsError, authorities};
 
 /// Traces that wait for the exporter, at most.
-const TRACES_MAX: usize = 4_096;
+const TRACES_MAX: usize = 8_192;
 /// Traces that are sent together, at most.
 const BATCH_MAX: usize = 256;
-/// How long the first of a batch waits for others.
-const LINGER: Duration = Duration::from_millis(500);
+/// How long the first of a batch waits for others. Meanwhile nobody who hands over a trace has to wake the exporter.
+const LINGER: Duration = Duration::from_millis(200);
 /// Time for one call to the collector.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 /// Pauses before a batch is sent again.
@@ -159,19 +159,28 @@ async fn run(mut traces: Receiver<TraceRecord>, exporter: &SpanExporter, metrics
     let (mut batch, mut is_failing) = (Vec::with_capacity(BATCH_MAX), false);
     while let Some(first) = traces.recv().await {
         batch.push(first);
-        let rest = async { while batch.len() < BATCH_MAX && traces.recv_many(&mut batch, BATCH_MAX - 1).await > 0 {} };
-        // Late or not, what is there is sent.
-        let _full_or_late = timeout(LINGER, rest).await;
-        let count: u64 = batch.iter().map(|trace| trace.spans.len() as u64).sum();
-        let sent = send(&batch, exporter, &scope, &traces).await;
-        metrics.spans.add(if sent.is_ok() { "exported" } else { "failed" }, count);
-        if let Err(error) = &sent
-            && !is_failing
-        {
-            tracing::warn!(%error, "the collector of observe.traces.endpoint does not take spans; they are dropped and counted");
+        sleep(LINGER).await;
+        while !batch.is_empty() {
+            while batch.len() < BATCH_MAX
+                && let Ok(trace) = traces.try_recv()
+            {
+                batch.push(trace);
+            }
+            let count: u64 = batch.iter().map(|trace| trace.spans.len() as u64).sum();
+            let sent = send(&batch, exporter, &scope, &traces).await;
+            metrics.spans.add(if sent.is_ok() { "exported" } else { "failed" }, count);
+            if let Err(error) = &sent
+                && !is_failing
+            {
+                tracing::warn!(%error, "the collector of observe.traces.endpoint takes no spans; they are dropped and counted");
+            }
+            is_failing = sent.is_err();
+            let was_full = batch.len() == BATCH_MAX;
+            batch.clear();
+            if was_full {
+                batch.extend(traces.try_recv());
+            }
         }
-        is_failing = sent.is_err();
-        batch.clear();
     }
 }
 
