@@ -6,7 +6,7 @@ use crate::report::Report;
 // What the API server below is made of.
 use rcgen as _;
 use serde_json::{Value, json};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ const STALENESS_MS_MAX: f64 = 250.0;
 /// Pause of the client between two requests.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Longest wait for a change.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Settings of the run
 #[derive(clap::Args, Clone, Debug)]
@@ -68,15 +68,19 @@ pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
             && fleet.pods.iter().filter(|pod| pod.load.shuts.is_open()).count() == count
     };
     until(|| ready(others as usize + 2)).await?;
+    // As a load balancer would: it sends nothing before the gate is ready, with each pod tried once.
+    until(|| app.is_ready()).await?;
     // Nobody listens there: they belong to the fleet and get nothing.
     (0..others).for_each(|number| cluster.put(PODS, &name(number), Some(pod(dead(number), false))));
     until(|| ready(2)).await?;
     let (is_over, served, failed) = (Cell::new(false), Cell::new(0_u64), Cell::new(0_u64));
+    let said = RefCell::new(Vec::new());
     let clients = async {
         while !is_over.get() {
-            let is_good = ask(app.addr()).await.is_ok_and(|answer| answer.starts_with(b"HTTP/1.1 200"));
-            let counter = if is_good { &served } else { &failed };
+            let problem = ask(app.addr()).await;
+            let counter = if problem.is_ok() { &served } else { &failed };
             counter.set(counter.get() + 1);
+            said.borrow_mut().extend(problem.err().filter(|_| failed.get() <= 3));
             // Each has a connection of its own: without a pause the client would run out of ports.
             tokio::time::sleep(PAUSE).await;
         }
@@ -97,6 +101,7 @@ pub(crate) async fn run(args: Args, report: &mut Report) -> io::Result<()> {
     let foreign = asked.iter().filter(|line| !line.starts_with("GET ")).count();
     report.say(format!("staleness of {} changes: p50 {p50:.1} ms, p99 {p99:.1} ms, most {most:.1} ms", late.len()));
     report.say(format!("requests: {good} good, {bad} failed; the API server was away for {} s", args.away_secs));
+    said.take().into_iter().for_each(|problem| report.say(format!("failed: {problem}")));
     report.say(format!("asked of the API server: {}, of these not get, list or watch: {foreign}", asked.len()));
     report.put("staleness_p99_ms", p99);
     report.put("requests", good);
@@ -142,7 +147,8 @@ async fn until(is_so: impl Fn() -> bool) -> io::Result<()> {
     waited.await.map_err(|_| io::Error::other("the fleet does not follow"))
 }
 
-async fn ask(addr: SocketAddr) -> io::Result<Vec<u8>> {
+/// Sends one request; what came back, unless that is a good answer.
+async fn ask(addr: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(addr).await?;
     let body = r#"{"model":"sim","max_tokens":1,"messages":[{"role":"user","content":"x"}]}"#;
     let head = format!(
@@ -153,7 +159,10 @@ async fn ask(addr: SocketAddr) -> io::Result<Vec<u8>> {
     stream.write_all(head.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
-    Ok(answer)
+    if answer.starts_with(b"HTTP/1.1 200") {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&answer).escape_debug().to_string()))
 }
 
 fn gate(dir: &Path, kubeconfig: &Path) -> io::Result<ServeArgs> {

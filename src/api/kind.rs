@@ -44,6 +44,10 @@ pub enum Api {
     RenderMessages,
     /// `/v1/systemone`.
     SystemOne,
+    /// `/v1/audio/transcriptions`: a form with a file in it.
+    Transcriptions,
+    /// `/v1/audio/translations`: likewise.
+    Translations,
 }
 
 /// Shape of error bodies and error events.
@@ -68,7 +72,7 @@ pub enum DoneMark {
 
 impl Api {
     /// Every API, for tables and metrics.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Chat,
         Self::ChatBatch,
         Self::Completions,
@@ -89,6 +93,8 @@ impl Api {
         Self::Render,
         Self::RenderMessages,
         Self::SystemOne,
+        Self::Transcriptions,
+        Self::Translations,
     ];
 
     /// Name for logs and metric labels; a closed list.
@@ -113,6 +119,8 @@ impl Api {
             Self::Detokenize => "detokenize",
             Self::Render | Self::RenderMessages => "render",
             Self::SystemOne => "systemone",
+            Self::Transcriptions => "transcriptions",
+            Self::Translations => "translations",
         }
     }
 
@@ -131,9 +139,16 @@ impl Api {
         )
     }
 
-    /// Does the pod run the prompt through the model (so that its KV cache matters)? Tokenizer and render routes do not.
+    /// Is the body a form (`multipart/form-data`), not JSON?
+    pub const fn takes_form(self) -> bool {
+        matches!(self, Self::Transcriptions | Self::Translations)
+    }
+
+    /// Does the pod run the prompt through the model (so that its KV cache matters)? Tokenizer and render routes do not, and of
+    /// audio the tokens are not known.
     pub const fn prefills(self) -> bool {
         !matches!(self, Self::CountTokens | Self::Tokenize | Self::Detokenize | Self::Render | Self::RenderMessages)
+            && !self.takes_form()
     }
 
     /// Shape of this API's errors.

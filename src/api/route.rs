@@ -11,7 +11,7 @@ use super::kind::Api;
 /// What a path and method mean to the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route<'a> {
-    /// A JSON body to be balanced by model.
+    /// A body to be balanced by the model it names.
     Balanced(Api),
     /// `GET /v1/models`: the union over pods.
     Models,
@@ -43,8 +43,8 @@ pub enum Route<'a> {
     Unknown,
 }
 
-/// Routes with a JSON body, all `POST`.
-const BALANCED: [(&str, Api); 29] = [
+/// Routes with a body that names a model, all `POST`.
+const BALANCED: [(&str, Api); 31] = [
     ("/v1/chat/completions", Api::Chat),
     ("/v1/completions", Api::Completions),
     ("/v1/responses", Api::Responses),
@@ -74,6 +74,8 @@ const BALANCED: [(&str, Api); 29] = [
     ("/v1/completions/derender", Api::Render),
     ("/v1/responses/derender", Api::Render),
     ("/v1/messages/derender", Api::RenderMessages),
+    ("/v1/audio/transcriptions", Api::Transcriptions),
+    ("/v1/audio/translations", Api::Translations),
 ];
 
 /// Routes that change a pod, or tell about it and its other users. Refused with every method.

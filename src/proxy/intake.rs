@@ -13,7 +13,7 @@ use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::memory;
 use super::reply::Fault;
-use crate::api::{Anatomy, Api, BadBody, Edit, dangers, splice, strip_dangerous};
+use crate::api::{Anatomy, Api, BadBody, Edit, Form, dangers, splice, strip_dangerous};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
 use crate::disagg::{self, Obstacle, Sampling};
 use crate::flow::{Arrival, BodyKey, Caller, Class, Reason, Replay, Trust, deadline_s};
@@ -115,6 +115,12 @@ impl Facts {
         }
     }
 
+    /// Tokens of the prompt as far as its size tells; of a recording it tells nothing.
+    pub(super) fn tokens_guess(&self) -> Tokens {
+        let is_text = !self.api.is_some_and(Api::takes_form);
+        Tokens(if is_text { self.body.len() as u64 / 4 } else { 0 })
+    }
+
     /// Name of the request for the poison guard; `None` without a body, since then there is nothing to tell requests apart.
     pub(super) fn body_key(&self) -> Option<BodyKey> {
         (!self.body.is_empty()).then(|| BodyKey { tenant: Arc::clone(&self.caller.tenant), hash: self.body_hash })
@@ -175,7 +181,7 @@ impl Exchange {
             model: ModelName::clone(&facts.account),
             caller: facts.caller.clone(),
             body_bytes: facts.body.len() as u64,
-            prompt_tokens: Tokens(facts.body.len() as u64 / 4),
+            prompt_tokens: facts.tokens_guess(),
             deadline: None,
         });
         self.gate.metrics.stage(Stage::Admit, now().since(asked_at));
@@ -229,6 +235,9 @@ impl Exchange {
     }
 
     fn facts(&mut self, api: Api, body: &Bytes) -> Result<Facts, End> {
+        if api.takes_form() {
+            return self.facts_of_form(api, body);
+        }
         let started = now();
         let anatomy = Anatomy::read(api, body).map_err(Fault::BadBody)?;
         let read_at = now();
@@ -278,6 +287,34 @@ impl Exchange {
             replay: if anatomy.leaves_something() { Replay::Unknown } else { Replay::Harmless },
             urgency: self.identity.stated.map(Class::urgency),
             caller,
+        })
+    }
+
+    /// A form: any pod of its model. How much work there is in a recording is not known.
+    fn facts_of_form(&mut self, api: Api, body: &Bytes) -> Result<Facts, End> {
+        let content_type = self.client.head().headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes().to_vec());
+        let form = Form::read(content_type.as_deref(), body).map_err(Fault::BadForm)?;
+        let fleet = self.gate.table.fleet();
+        if let Some(model) = self.absent(form.model, &fleet) {
+            self.permit(&model, form.model)?;
+            return Err(Fault::Absent(model, false).into());
+        }
+        let (model, rewritten) = self.model(form.model, &fleet)?;
+        self.permit(&model, form.model)?;
+        self.classify(None);
+        (0..form.dangers()).for_each(|_| self.gate.metrics.stripped_members.inc("kv_transfer_params"));
+        let sent = form.rewritten(body, rewritten.then_some(&*model));
+        let head = self.client.head();
+        Ok(Facts {
+            api: Some(api),
+            account: account_of(&model, &fleet),
+            model,
+            is_stream: form.stream,
+            // It leaves nothing behind in the pod.
+            replay: Replay::Harmless,
+            urgency: self.identity.stated.map(Class::urgency),
+            caller: self.identity.caller.clone(),
+            ..Facts::opaque(head, sent, None, self.gate.prefix_secret)
         })
     }
 

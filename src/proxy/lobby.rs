@@ -212,7 +212,7 @@ impl Exchange {
         let Some(pod) = fleet.serving(&facts.account).first().and_then(|position| fleet.pods.get(*position)) else {
             return Ok(());
         };
-        let (step, prompt) = (pod.load.step.get(), Tokens(facts.body.len() as u64 / 4));
+        let (step, prompt) = (pod.load.step.get(), facts.tokens_guess());
         let most = facts.max_tokens.map_or(f64::INFINITY, |most| most.0 as f64);
         let output = self.gate.latency.expected(&facts.model).unwrap_or(OUTPUT_TOKENS).min(most);
         let tenant = facts.prompt.as_ref().map_or(0, |prompt| prompt.tenant);

@@ -297,7 +297,7 @@ impl Exchange {
         let fleet = self.gate.table.fleet();
         let mut hits = HITS.take();
         self.gate.index.lookup_into(facts.prompt.as_ref().unwrap_or(&Fingerprint::default()), &mut hits);
-        let prompt = if facts.prompt.is_some() { hits.prompt_tokens } else { Tokens(facts.body.len() as u64 / 4) };
+        let prompt = if facts.prompt.is_some() { hits.prompt_tokens } else { facts.tokens_guess() };
         let routing = self.gate.routing();
         let fields = &self.client.head().headers;
         let profile = Arc::clone(routing.profile(&facts.model, fields));

@@ -4,7 +4,7 @@
 //! in time, 502 = a pod broke. No text names a pod's address or quotes a request. Statuses of the gate appear nowhere else.
 use std::borrow::Cow;
 
-use crate::api::{Api, BadBody, ErrorText, Shape, error_body, error_event};
+use crate::api::{Api, BadBody, BadForm, ErrorText, Shape, error_body, error_event};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName};
 use crate::flow::{Denied, Reason, Refusal};
 use crate::observe::Cause;
@@ -34,6 +34,8 @@ pub enum Fault {
     BodyCut,
     /// A compressed body.
     ContentEncoding,
+    /// The form cannot be used.
+    BadForm(BadForm),
     /// A body that is not acceptable JSON.
     BadBody(BadBody),
     /// The client has no key that counts.
@@ -178,7 +180,8 @@ impl Fault {
             | Self::BodyTooLarge(_)
             | Self::BodyCut
             | Self::ContentEncoding
-            | Self::BadBody(_) => self.row_of_bad_input(),
+            | Self::BadBody(_)
+            | Self::BadForm(_) => self.row_of_bad_input(),
             Self::UnknownModel(_) | Self::UnknownRoute | Self::MethodNotAllowed(_) | Self::RouteRefused => {
                 self.row_of_route()
             }
@@ -228,6 +231,7 @@ impl Fault {
             Self::ContentEncoding => {
                 Row::new(415, BAD, "Send the body uncompressed (no Content-Encoding).", Cause::UnsupportedMedia)
             }
+            Self::BadForm(why) => Row::new(400, BAD, "", Cause::BadBody).saying(why.to_string()),
             Self::BadBody(why) => {
                 let mut row = Row::new(400, why.kind(), "", Cause::BadBody).saying(why.to_string());
                 row.param = why.param();

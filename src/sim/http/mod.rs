@@ -4,6 +4,7 @@
 //! in a bounded log that tests read; what goes wrong is told by a `Script` of rules. The server is written by hand on
 //! tokio and httparse because faults need every byte of an answer. Only for tests and demonstrations: no TLS, no HTTP/2.
 mod ask;
+mod audio;
 mod body;
 mod chat;
 mod completions;

@@ -4,6 +4,7 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::ask::{Ask, Face, parse};
+use super::audio;
 use super::chat::{self, ChatStream};
 use super::completions::{self, CompletionStream, GenerateStream};
 use super::config::{Serves, SimRole};
@@ -28,6 +29,7 @@ enum Route<'a> {
     Get,
     Generate(Face),
     Pool,
+    Audio,
     Tokenize,
     Detokenize,
     CountTokens,
@@ -54,6 +56,7 @@ fn route(path: &str, serves: Serves) -> Route<'_> {
         "/v1/responses" => generate(Face::Responses),
         "/v1/messages" => generate(Face::Messages),
         "/inference/v1/generate" => generate(Face::Generate),
+        "/v1/audio/transcriptions" | "/v1/audio/translations" if serves == Serves::Generate => Route::Audio,
         "/v1/chat/completions/render" => Route::Render(Face::Chat),
         "/v1/completions/render" => Route::Render(Face::Completions),
         "/reset_prefix_cache"
@@ -115,6 +118,7 @@ pub(super) async fn answer(x: &mut Exchange<'_>) -> Step {
     let reply = match route {
         Route::Generate(face) => return generate(x, face).await,
         Route::Pool => return pool(x).await,
+        Route::Audio => return listen(x).await,
         Route::Get | Route::Ping => match x.plan.metrics.filter(|_| head.path == "/metrics") {
             Some(fault) => match metrics::broken(fault, config, x.life) {
                 Some(reply) => reply,
@@ -446,6 +450,24 @@ fn load_report(x: &Exchange<'_>) -> Option<String> {
 }
 
 /// Everything that computes prompts only.
+async fn listen(x: &mut Exchange<'_>) -> Step {
+    match audio::read(x.head.field("content-type"), &x.body, &x.pod.config) {
+        Err((status, message)) => {
+            let told = serde_json::json!({"error": {"message": message, "type": "BadRequestError", "code": status}});
+            x.wire.reply(&Reply::with(status, Some("application/json"), told.to_string().into_bytes())).await
+        }
+        Ok(recording) if recording.is_stream => {
+            x.wire.begin_stream().await?;
+            for event in recording.events(&x.id, x.created) {
+                x.wire.event(&data(&event)).await?;
+            }
+            x.wire.event(&data("[DONE]")).await?;
+            x.wire.end_stream().await
+        }
+        Ok(recording) => x.wire.reply(&Reply::json(recording.answer())).await,
+    }
+}
+
 async fn pool(x: &mut Exchange<'_>) -> Step {
     let pooled = match body_of(x) {
         Ok(body) => pooling::pool(&x.head.path, &body, &x.id, x.created, &x.pod.config),
