@@ -51,6 +51,7 @@
 //!   proxy::upstream  checkout | connect, send, head, body                own HTTP/1.1 client, pool per worker
 //!   proxy::relay     relay -> stream | plain                             holds all until the first data, then commit()
 //!   proxy::attempt   broke, goes_again -> flow::may_retry                nothing reached the client: again, elsewhere?
+//!   proxy::realtime realtime, tunnel                                    a WebSocket: as above until 101, then bytes both ways
 //! proxy::reply     Fault::row, body, event                            what a client sees of any failure: one table
 //! proxy::exchange  finish                                             metrics, the one access line, the trace; the connection goes on
 //! ```

@@ -15,6 +15,8 @@ pub enum Route<'a> {
     Balanced(Api),
     /// `GET /v1/models`: the union over pods.
     Models,
+    /// `GET /v1/realtime`: a WebSocket.
+    Realtime,
     /// `/v1/responses/{id}`: goes to the pod that made the id.
     ResponseById {
         /// The id as written in the path.
@@ -194,6 +196,7 @@ fn served<'a>(method: &Method, path: &'a str) -> Option<(Option<Route<'a>>, &'st
         "/health" => get(Route::Health),
         "/version" => get(Route::Version),
         "/v1/models" => get(Route::Models),
+        "/v1/realtime" => get(Route::Realtime),
         "/ping" => {
             let fits = method == Method::GET || method == Method::POST;
             Some((fits.then_some(Route::Ping), "GET, POST"))

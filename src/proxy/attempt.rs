@@ -313,6 +313,7 @@ impl Exchange {
                 },
             };
             self.at(Phase::Dispatch);
+            conn.may_switch = self.note.is_tunnel;
             match self.ask(&mut conn, &head, &body, alarm.as_mut()).await? {
                 Ok(answer) => {
                     trial.heard(now());
@@ -397,6 +398,7 @@ impl Exchange {
                 class_headers: &self.rules.class_headers,
                 priority: self.pod_priority(),
                 rank: choice.pod.spec.rank,
+                upgrade: self.note.is_tunnel.then_some("websocket"),
                 traceparent: trace.as_deref(),
             },
         );

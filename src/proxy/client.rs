@@ -151,6 +151,36 @@ impl Client {
         }
     }
 
+    /// Whether it wishes to go on with a WebSocket.
+    pub(super) fn wants_websocket(&self) -> bool {
+        let fields = &self.head().headers;
+        let mut wished = fields.get_all(header::UPGRADE).iter();
+        let is_wished = wished.next().is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let connection = fields.get_all(header::CONNECTION).iter().filter_map(|told| told.to_str().ok());
+        let mut words = connection.flat_map(|told| told.split(','));
+        is_wished
+            && wished.next().is_none()
+            && self.is_http11()
+            && words.any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
+    }
+
+    /// Switches protocols.
+    pub(super) async fn switch(&mut self, head: Box<ResponseHeader>) -> Result<(), Lost> {
+        self.has_begun = true;
+        self.watches = false;
+        self.send_head(head).await
+    }
+
+    /// What the client sends once protocols were switched; `None` when it has closed, or the gate ends.
+    pub(super) async fn tunnelled(&mut self) -> Option<Bytes> {
+        let mut cutoff = self.stop.cutoff.clone();
+        tokio::select! {
+            biased;
+            () = told(&mut cutoff) => None,
+            read = self.session.read_request_body() => read.ok().flatten(),
+        }
+    }
+
     /// No further request on this connection.
     pub(super) fn close_after(&mut self) {
         self.session.set_keepalive(None);

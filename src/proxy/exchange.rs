@@ -69,6 +69,8 @@ pub(super) struct Note {
     pub(super) was_granted: bool,
     pub(super) committed: bool,
     pub(super) is_stream: bool,
+    /// A WebSocket, or what is to become one.
+    pub(super) is_tunnel: bool,
     pub(super) mode: Option<&'static str>,
     pub(super) bytes_in: u64,
     pub(super) usage: Option<Usage>,
@@ -189,11 +191,14 @@ impl Exchange {
             return Err(Fault::TargetTooLong(self.rules.target_bytes_max).into());
         }
         self.at(Phase::Head);
-        self.client.ignore_upgrade();
         self.gate.metrics.stage(Stage::Head, now().since(self.note.started));
         let head = self.client.head();
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
-        match route(&method, &path, &self.rules.paths) {
+        let route = route(&method, &path, &self.rules.paths);
+        if route != Route::Realtime {
+            self.client.ignore_upgrade();
+        }
+        match route {
             Route::Balanced(api) => {
                 self.note.api = Some(api);
                 self.note.route = api.name();
@@ -209,6 +214,7 @@ impl Exchange {
                 self.balanced(None).await
             }
             Route::Models => self.models().await,
+            Route::Realtime => self.realtime().await,
             Route::ResponseById { id, .. } => self.response_by_id(id).await,
             Route::Health | Route::Ping => self.alive().await,
             Route::Version => self.version().await,
@@ -283,7 +289,9 @@ impl Exchange {
         let Self { gate, client, note, in_flight, rules, peer, identity, .. } = self;
         let addr = rules.is_client_logged.then(|| peer.to_string());
         let model = in_flight.model();
-        model.e2e.observe(end.since(note.started));
+        if !note.is_tunnel {
+            model.e2e.observe(end.since(note.started));
+        }
         if let Some(first_at) = note.first_at
             && note.api.is_some_and(Api::generates)
         {
@@ -394,6 +402,7 @@ impl Note {
             was_granted: false,
             committed: false,
             is_stream: false,
+            is_tunnel: false,
             mode: None,
             bytes_in: 0,
             usage: None,

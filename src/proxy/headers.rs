@@ -43,6 +43,8 @@ pub struct ToPod<'a> {
     pub priority: Option<u64>,
     /// Data-parallel rank to address.
     pub rank: Option<u32>,
+    /// The protocol to switch to.
+    pub upgrade: Option<&'static str>,
     /// `traceparent` of the call.
     pub traceparent: Option<&'a str>,
 }
@@ -76,6 +78,10 @@ pub fn to_pod(out: &mut Vec<u8>, call: &ToPod<'_>) -> Dropped {
     line(out, "x-request-id", call.request_id.as_bytes());
     if let Some(traceparent) = call.traceparent {
         line(out, "traceparent", traceparent.as_bytes());
+    }
+    if let Some(upgrade) = call.upgrade {
+        line(out, "connection", b"Upgrade");
+        line(out, "upgrade", upgrade.as_bytes());
     }
     if let Some(credential) = call.credential {
         out.extend_from_slice(b"authorization: Bearer ");
@@ -329,6 +335,7 @@ mod tests {
                 class_headers: &[],
                 priority: None,
                 rank: None,
+                upgrade: None,
                 traceparent: None,
             },
         );

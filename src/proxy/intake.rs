@@ -166,6 +166,11 @@ impl Exchange {
         };
         // If members were changed there are two of it.
         drop(body);
+        self.placed(facts, api).await
+    }
+
+    /// Admits a request and sends it to a pod.
+    pub(super) async fn placed(&mut self, facts: Facts, api: Option<Api>) -> Result<(), End> {
         if !facts.account.is_empty() {
             self.note.model = Some(ModelName::clone(&facts.account));
             let promised = self.identity.policy.slo.or(self.rules.slo(&facts.model));
@@ -316,6 +321,20 @@ impl Exchange {
             caller: self.identity.caller.clone(),
             ..Facts::opaque(head, sent, None, self.gate.prefix_secret)
         })
+    }
+
+    /// A WebSocket: any pod of the model, or of the only one there is.
+    pub(super) fn facts_of_tunnel(&mut self, asked: Option<&str>) -> Result<Facts, End> {
+        let fleet = self.gate.table.fleet();
+        let (model, _) = self.model(asked, &fleet)?;
+        if model.is_empty() {
+            return Err(Fault::WhichModel.into());
+        }
+        self.permit(&model, asked)?;
+        self.classify(None);
+        let caller = self.identity.caller.clone();
+        let opaque = Facts::opaque(self.client.head(), Bytes::new(), None, self.gate.prefix_secret);
+        Ok(Facts { account: account_of(&model, &fleet), model, caller, ..opaque })
     }
 
     /// A path the operator opened: any pod of the model, if the body is JSON and names one. What endangers pods goes here

@@ -31,6 +31,7 @@ mod plan;
 mod prefill;
 pub mod prewarm;
 pub mod quota;
+mod realtime;
 mod relay;
 pub mod reply;
 pub mod routing;

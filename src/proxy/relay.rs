@@ -67,6 +67,9 @@ impl Exchange {
             upstream::checkin(conn, now());
             return Ok(Tried::Failed(Failed { failure, fault, kept }));
         }
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return self.tunnel(facts, head, conn, trial).await;
+        }
         let is_sse = head.status.is_success() && head.is_sse();
         match facts.api {
             Some(api) if is_sse => self.stream(facts, api, head, conn, trial, alarm).await,
@@ -94,7 +97,7 @@ impl Exchange {
     }
 
     /// Marks the point of no return; `Err`: the pod was wanted for somebody else a moment ago.
-    fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) -> Result<(), Failed> {
+    pub(super) fn commit(&mut self, facts: &Facts, trial: &mut Trial<'_>, status: StatusCode) -> Result<(), Failed> {
         if self.permit.as_ref().is_some_and(|permit| !permit.commit()) {
             return Err(Failed::new(Failure::Busy, Fault::PodClosed));
         }

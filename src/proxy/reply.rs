@@ -34,6 +34,10 @@ pub enum Fault {
     BodyCut,
     /// A compressed body.
     ContentEncoding,
+    /// The route takes a WebSocket only.
+    NotAWebSocket,
+    /// A WebSocket that does not say which model it is for.
+    WhichModel,
     /// The form cannot be used.
     BadForm(BadForm),
     /// A body that is not acceptable JSON.
@@ -181,7 +185,9 @@ impl Fault {
             | Self::BodyCut
             | Self::ContentEncoding
             | Self::BadBody(_)
-            | Self::BadForm(_) => self.row_of_bad_input(),
+            | Self::BadForm(_)
+            | Self::NotAWebSocket
+            | Self::WhichModel => self.row_of_bad_input(),
             Self::UnknownModel(_) | Self::UnknownRoute | Self::MethodNotAllowed(_) | Self::RouteRefused => {
                 self.row_of_route()
             }
@@ -230,6 +236,14 @@ impl Fault {
             }
             Self::ContentEncoding => {
                 Row::new(415, BAD, "Send the body uncompressed (no Content-Encoding).", Cause::UnsupportedMedia)
+            }
+            Self::NotAWebSocket => {
+                let text = "This route takes a WebSocket over HTTP/1.1 (Upgrade: websocket).";
+                Row::new(426, BAD, text, Cause::BadHeader).closing()
+            }
+            Self::WhichModel => {
+                let text = "Say once which model it is for: /v1/realtime?model=NAME.";
+                Row { param: Some("model".into()), ..Row::new(400, BAD, text, Cause::BadBody) }
             }
             Self::BadForm(why) => Row::new(400, BAD, "", Cause::BadBody).saying(why.to_string()),
             Self::BadBody(why) => {

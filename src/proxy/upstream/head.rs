@@ -42,7 +42,7 @@ impl PodHead {
 }
 
 /// Takes one head from the front of `buf`, if it is complete.
-pub(super) fn parse(buf: &mut BytesMut, is_head_request: bool) -> Result<Option<PodHead>, PodFault> {
+pub(super) fn parse(buf: &mut BytesMut, is_head_request: bool, may_switch: bool) -> Result<Option<PodHead>, PodFault> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     let consumed = match response.parse(buf) {
@@ -60,10 +60,11 @@ pub(super) fn parse(buf: &mut BytesMut, is_head_request: bool) -> Result<Option<
         headers.append(name, value);
     }
     buf.advance(consumed);
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(PodFault::Junk("unasked upgrade"));
-    }
-    let framing = framing(status, &headers, is_head_request)?;
+    let framing = match status {
+        StatusCode::SWITCHING_PROTOCOLS if may_switch => Framing::UntilClose,
+        StatusCode::SWITCHING_PROTOCOLS => return Err(PodFault::Junk("unasked upgrade")),
+        _ => framing(status, &headers, is_head_request)?,
+    };
     let keep_alive = is_http11 && !mentions(&headers, "close");
     Ok(Some(PodHead { status, headers, framing, keep_alive }))
 }
@@ -127,8 +128,10 @@ mod tests {
 
     fn check(head: &str, expected: Option<(u16, Framing, bool)>) {
         let mut buf = BytesMut::from(head);
-        let seen =
-            parse(&mut buf, false).ok().flatten().map(|head| (head.status.as_u16(), head.framing, head.keep_alive));
+        let seen = parse(&mut buf, false, false)
+            .ok()
+            .flatten()
+            .map(|head| (head.status.as_u16(), head.framing, head.keep_alive));
         assert_eq!(seen, expected, "{head}");
     }
 
@@ -154,7 +157,9 @@ mod tests {
             "hello",
             "HTTP/1.1 99 Low\r\n\r\n",
         ] {
-            assert!(parse(&mut BytesMut::from(head), false).is_err(), "{head}");
+            assert!(parse(&mut BytesMut::from(head), false, false).is_err(), "{head}");
         }
+        let switched = parse(&mut BytesMut::from("HTTP/1.1 101 Switching Protocols\r\n\r\n"), false, true);
+        assert_eq!(switched.unwrap().unwrap().framing, Framing::UntilClose);
     }
 }

@@ -16,6 +16,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::StatusCode;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
@@ -75,6 +76,8 @@ pub struct PodConn {
     returned: Option<Bytes>,
     /// Whether it served an exchange before.
     pub reused: bool,
+    /// Whether the pod may switch protocols: its 101 is then an answer, and all that follows its body.
+    pub may_switch: bool,
     reusable: bool,
 }
 
@@ -101,6 +104,7 @@ impl PodConn {
             dechunk: Dechunk::default(),
             returned: None,
             reused: false,
+            may_switch: false,
             reusable: true,
         })
     }
@@ -173,13 +177,13 @@ impl PodConn {
     /// Reads the next final head (1xx heads are passed over).
     pub async fn head(&mut self, is_head_request: bool) -> Result<PodHead, PodFault> {
         loop {
-            if let Some(head) = head::parse(&mut self.buf, is_head_request)? {
-                if head.status.is_informational() {
+            if let Some(head) = head::parse(&mut self.buf, is_head_request, self.may_switch)? {
+                if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                     continue;
                 }
                 self.framing = head.framing;
                 self.dechunk = Dechunk::default();
-                self.reusable &= head.keep_alive && head.framing != Framing::UntilClose;
+                self.reusable &= head.keep_alive && self.framing != Framing::UntilClose;
                 return Ok(head);
             }
             if self.buf.len() > HEAD_BYTES_MAX {
@@ -222,6 +226,12 @@ impl PodConn {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Sends bytes to a pod that has switched protocols.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        tokio::io::AsyncWriteExt::write_all(&mut self.io, bytes).await?;
+        tokio::io::AsyncWriteExt::flush(&mut self.io).await
     }
 
     /// Gives back what was read of the body; it is read again first.
