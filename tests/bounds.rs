@@ -134,3 +134,27 @@ async fn a_reload_takes_safe_mode_and_retries() {
     let lines = gate.finish().await;
     assert_eq!(lines[1]["reason"], "attempts_spent", "{lines:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_kill_an_engine_is_refused_before_it() {
+    let (gate, fleet) = start("limits: {fields: {generated_tokens_max: 500}}\n").await;
+    let many: Vec<_> = (0..1_025).map(|token| format!("\"{token}\":1")).collect();
+    for (path, body, member) in [
+        (CHAT, r#"{"model":"sim","messages":[],"n":1000000}"#.to_owned(), "n"),
+        (
+            CHAT,
+            r#"{"model":"sim","messages":[],"max_completion_tokens":1000000000}"#.to_owned(),
+            "max_completion_tokens",
+        ),
+        (CHAT, format!(r#"{{"model":"sim","messages":[],"logit_bias":{{{}}}}}"#, many.join(",")), "logit_bias"),
+        ("/inference/v1/generate", r#"{"model":"sim","token_ids":[1],"sampling_params":{"n":1e9}}"#.to_owned(), "n"),
+    ] {
+        let answer = post(gate.addr(), path, "", &body).await;
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status, error["param"].as_str()), (400, Some(member)), "{}", answer.text());
+        assert!(error["message"].as_str().unwrap().contains("at most"), "{}", answer.text());
+    }
+    assert!(fleet.pods.iter().all(|pod| pod.served().is_empty()));
+    assert_eq!(post(gate.addr(), CHAT, "", &chat("sim", "x", false, 500)).await.status, 200);
+    gate.finish().await;
+}

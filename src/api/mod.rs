@@ -6,6 +6,7 @@
 pub mod anatomy;
 pub mod answer;
 mod blocks;
+pub mod bounds;
 pub mod decode;
 pub mod error;
 pub mod form;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use anatomy::{Anatomy, BadBody, GRAMMARS, Member};
 pub use answer::{AnswerScan, Delta, Then};
+pub use bounds::{Exceeded, FieldBounds};
 pub use error::{ErrorText, error_body, error_event};
 pub use form::{BadForm, Form};
 pub use kind::{Api, DoneMark, Shape};

@@ -245,6 +245,9 @@ impl Exchange {
         }
         let started = now();
         let anatomy = Anatomy::read(api, body).map_err(Fault::BadBody)?;
+        if let Some(exceeded) = self.rules.fields.exceeded(&anatomy) {
+            return Err(Fault::TooMuch(exceeded).into());
+        }
         let read_at = now();
         self.gate.metrics.stage(Stage::Anatomy, read_at.since(started));
         let fleet = self.gate.table.fleet();

@@ -4,7 +4,7 @@
 //! in time, 502 = a pod broke. No text names a pod's address or quotes a request. Statuses of the gate appear nowhere else.
 use std::borrow::Cow;
 
-use crate::api::{Api, BadBody, BadForm, ErrorText, Shape, error_body, error_event};
+use crate::api::{Api, BadBody, BadForm, ErrorText, Exceeded, Shape, error_body, error_event};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName};
 use crate::flow::{Denied, Reason, Refusal};
 use crate::observe::Cause;
@@ -38,6 +38,8 @@ pub enum Fault {
     NotAWebSocket,
     /// A WebSocket that does not say which model it is for.
     WhichModel,
+    /// A member asks for more than the operator allows.
+    TooMuch(Exceeded),
     /// The form cannot be used.
     BadForm(BadForm),
     /// A body that is not acceptable JSON.
@@ -186,6 +188,7 @@ impl Fault {
             | Self::ContentEncoding
             | Self::BadBody(_)
             | Self::BadForm(_)
+            | Self::TooMuch(_)
             | Self::NotAWebSocket
             | Self::WhichModel => self.row_of_bad_input(),
             Self::UnknownModel(_) | Self::UnknownRoute | Self::MethodNotAllowed(_) | Self::RouteRefused => {
@@ -245,6 +248,10 @@ impl Fault {
                 let text = "Say once which model it is for: /v1/realtime?model=NAME.";
                 Row { param: Some("model".into()), ..Row::new(400, BAD, text, Cause::BadBody) }
             }
+            Self::TooMuch(exceeded) => Row {
+                param: Some(exceeded.member.into()),
+                ..Row::new(400, BAD, "", Cause::BadBody).saying(exceeded.to_string())
+            },
             Self::BadForm(why) => Row::new(400, BAD, "", Cause::BadBody).saying(why.to_string()),
             Self::BadBody(why) => {
                 let mut row = Row::new(400, why.kind(), "", Cause::BadBody).saying(why.to_string());

@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderName};
 use super::guard::Conn;
 use super::lint::HeadLimits;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
-use crate::api::PathRules;
+use crate::api::{FieldBounds, PathRules};
 use crate::base::ModelName;
 use crate::disagg;
 use crate::flow::{CLASS_HEADERS, GateSettings, Keys, RetrySettings, SloSettings, Tenants};
@@ -55,6 +55,8 @@ impl From<&Timeouts> for Times {
 /// Everything the data path goes by.
 #[derive(Clone, Debug)]
 pub struct Rules {
+    /// What one request may ask of an engine.
+    pub fields: FieldBounds,
     /// Share of requests that are traced, where traces are exported at all.
     pub trace_share: f64,
     /// Bounds of a request head.
@@ -131,6 +133,7 @@ impl Default for Rules {
             body_bytes_max: 64 << 20,
             body_timeout: Duration::from_secs(30),
             body_floor_bytes: 8 * 1024,
+            fields: FieldBounds::default(),
             trace_share: 0.0,
             write_timeout: Duration::from_mins(2),
             connections_max: 10_000,
@@ -177,6 +180,7 @@ impl Rules {
             body_timeout: seconds(times.body_s),
             body_floor_bytes: u64::from(times.body_bytes_per_s).max(1),
             write_timeout: seconds(times.write_s),
+            fields: FieldBounds::from(&limits.fields),
             connections_max: u64::from(limits.connections_max),
             proxies: trust.proxies.clone(),
             callers: trust.callers.clone(),

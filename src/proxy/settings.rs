@@ -9,6 +9,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::api::FieldBounds;
 use crate::flow::{SloSettings, tenant_name_problem};
 use crate::tls::ServerTls;
 
@@ -135,6 +136,8 @@ pub struct Limits {
     pub memory_bytes_max: Option<u64>,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// What one request may ask of an engine.
+    pub fields: Fields,
 }
 
 impl Default for Limits {
@@ -147,6 +150,7 @@ impl Default for Limits {
             connections_max: CONNECTIONS_MAX,
             memory_bytes_max: None,
             timeouts: Timeouts::default(),
+            fields: Fields::default(),
         }
     }
 }
@@ -169,6 +173,42 @@ impl Limits {
         }
         problems.extend(self.timeouts.problems());
         problems
+    }
+}
+
+/// Settings under `limits.fields`: what one request may ask of an engine. Over it the answer is 400.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fields {
+    /// Most answers to a prompt (`n`, `best_of`); unset means any.
+    pub answers_max: Option<u64>,
+    /// Most generated tokens asked for (`max_tokens` and its like); unset means any.
+    pub generated_tokens_max: Option<u64>,
+    /// Most entries of `logit_bias`; unset means any.
+    pub logit_bias_max: Option<u64>,
+    /// Most bytes of schemas and grammars (`response_format`, `structured_outputs`, ...) together; unset means any.
+    pub grammar_bytes_max: Option<u64>,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self {
+            answers_max: Some(128),
+            generated_tokens_max: None,
+            logit_bias_max: Some(1_024),
+            grammar_bytes_max: Some(256 << 10),
+        }
+    }
+}
+
+impl From<&Fields> for FieldBounds {
+    fn from(fields: &Fields) -> Self {
+        Self {
+            answers: fields.answers_max,
+            tokens: fields.generated_tokens_max,
+            logit_bias: fields.logit_bias_max,
+            grammar_bytes: fields.grammar_bytes_max,
+        }
     }
 }
 
