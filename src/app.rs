@@ -26,9 +26,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::inherited::Inherited;
 use self::keys::KeysFile;
 use self::tls::Listeners;
-use crate::admin::{Admin, AdminState, spawn_thread};
+use crate::admin::{Admin, AdminState, PodChange, spawn_thread};
 use crate::base::{ModelName, Mono};
 use crate::config::{Config, Problems, ServeArgs, Watcher, policy as policy_of, policy_names};
+use crate::discovery::{Publisher, Roster, RosterProblem};
 use crate::export::access_log::Writer;
 use crate::export::{AccessLog, Exporter, OtlpError, Spans};
 use crate::observe::{BEAT_AGE_MAX, ExplainRing, MetricLimits, Metrics, QueueSeries, Readiness, SessionSeries};
@@ -101,12 +102,7 @@ impl App {
     pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
         let inherited = Inherited::take();
         let (config, watcher) = Watcher::start(args).map_err(StartError::Config)?;
-        if setup::lends_its_key(&config) {
-            tracing::warn!(
-                "pods.credential_file is set and clients are not asked for keys: whoever can connect to the listening \
-                 address uses the pods with the gate's key; put authentication in front, or listen on a loopback address"
-            );
-        }
+        setup::warn(&config);
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
         let (log, spans, writers) = outlets(&config, &metrics)?;
         let readiness = Arc::new(Readiness::default());
@@ -137,13 +133,15 @@ impl App {
         let sockets = handed(&bound, &admin_socket)?;
         let addr = bound.first().map_or_else(|| Ok(config.listen.addr), Bound::addr)?;
         let h2c_addr = bound.get(1).map(Bound::addr).transpose()?;
-        let state = admin_state(&gate, &readiness, &config);
+        let publisher = Arc::new(Publisher::new(Arc::clone(&gate.table)));
+        let roster = Arc::new(Roster::open(publisher, config.pods.state_file.clone())?);
+        let state = admin_state(&gate, &readiness, &config, &roster);
         let threads = workers(&config);
         let (stop, stopped) = watch::channel(false);
         let (asks, asked) = mpsc::channel(1);
         let control = control::spawn(
             config,
-            (watcher, keys, listeners),
+            (watcher, keys, listeners, Arc::clone(&roster)),
             asked,
             Arc::clone(&gate),
             Arc::clone(&readiness),
@@ -349,8 +347,9 @@ fn workers(config: &Config) -> usize {
     config.listen.threads.map_or_else(workers_default, usize::from)
 }
 
-fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) -> AdminState {
+fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config, roster: &Arc<Roster>) -> AdminState {
     let (seen, asked) = (Arc::clone(gate), Arc::clone(gate));
+    let (origins, changed) = (Arc::clone(roster), Arc::clone(roster));
     AdminState {
         table: Arc::clone(&gate.table),
         metrics: Arc::clone(&gate.metrics),
@@ -370,11 +369,26 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config) ->
             let profile = policy_of(policy).ok_or_else(|| names.join(", "))?;
             Ok(asked.explained_by(id, policy, &profile))
         }),
+        origin: Box::new(move |pod| origins.publisher().origin(pod.spec.addr)),
+        roster: Box::new(move |change| change_pods(&changed, change)),
         now: now as fn() -> Mono,
         changes_from: config.admin.changes_from,
         hosts: config.admin.hosts.clone(),
         version: env!("CARGO_PKG_VERSION"),
     }
+}
+
+/// Does with a pod what an operator wants.
+fn change_pods(roster: &Roster, change: PodChange<'_>) -> Result<(), (u16, String)> {
+    let done = match change {
+        PodChange::Add(json) => roster.add(json).map(|url| tracing::info!(url, "pod added by an operator")),
+        PodChange::Remove(pod) => roster.remove(pod),
+        PodChange::Drain(pod, is_drained) => {
+            roster.drain(pod, is_drained);
+            Ok(())
+        }
+    };
+    done.map_err(|problem| (if matches!(problem, RosterProblem::Bad(_)) { 400 } else { 409 }, problem.to_string()))
 }
 
 /// Sessions, by model: those without series of their own together.

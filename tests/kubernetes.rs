@@ -248,11 +248,12 @@ async fn many_pods_and_many_changes_end_in_the_right_fleet() {
         ..Default::default()
     };
     let publisher = std::sync::Arc::new(tidegate::discovery::Publisher::new(std::sync::Arc::clone(&table)));
+    let roster = std::sync::Arc::new(tidegate::discovery::Roster::open(publisher, None).unwrap());
     let (_sources, seen) = tokio::sync::watch::channel(Vec::new());
     let (_settings, settings_seen) = tokio::sync::watch::channel(settings);
     let (tried, mut is_tried) = tokio::sync::watch::channel(false);
     #[allow(clippy::disallowed_methods, reason = "the test ends the task itself")]
-    let running = tokio::spawn(tidegate::discovery::run(seen, settings_seen, publisher, tried));
+    let running = tokio::spawn(tidegate::discovery::run(seen, settings_seen, roster, tried));
     tokio::time::timeout(kit::PATIENCE, is_tried.wait_for(|tried| *tried)).await.unwrap().unwrap();
     assert_eq!(table.fleet().pods.len(), 1_100);
     let generation = table.fleet().generation;

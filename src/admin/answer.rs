@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use super::roster::{self, Origin, Roster};
 use super::settings::Changes;
 use crate::base::Mono;
 use crate::export::prometheus::{self, Scrape, role_word, standing_word};
@@ -32,6 +33,10 @@ pub struct AdminState {
     /// What a policy would have chosen for a recent request, by id and policy; `Ok(None)` if the request is not known any more,
     /// `Err` with the names of all policies if there is none of this name.
     pub replay: Box<Replay>,
+    /// Name of the source that a pod comes from.
+    pub origin: Box<Origin>,
+    /// Adds, drains and takes away pods.
+    pub roster: Box<Roster>,
     /// The clock.
     pub now: fn() -> Mono,
     /// Who may change something.
@@ -68,7 +73,7 @@ impl Answer {
         Self { status, content_type: "text/plain; charset=utf-8", body, allow: None }
     }
 
-    const fn json(body: String) -> Self {
+    pub(super) const fn json(body: String) -> Self {
         Self { status: 200, content_type: "application/json", body, allow: None }
     }
 }
@@ -78,7 +83,9 @@ const INDEX: &str = "tidegate admin\n\
     GET  /healthz              the event loop answers\n\
     GET  /readyz               ready for traffic\n\
     GET  /metrics              Prometheus text\n\
-    GET  /pods                 pods with load, standing and readings\n\
+    GET  /pods                 pods with load, standing and readings; POST adds one, as in pods.list\n\
+    POST /pods/<id>/drain      nothing new goes to this pod; /undrain ends it\n\
+    DELETE /pods/<id>          takes away a pod that was added here\n\
     GET  /config               the configuration in force, as JSON, without secrets\n\
     GET  /queue                what waits, by model, role and class\n\
     GET  /explain              ids of recent decisions\n\
@@ -95,6 +102,15 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
             return Answer::text(403, "changes are not allowed from here; see admin.changes_from");
         }
         return switch_safe_mode(state, body);
+    }
+    if let Some(methods) = roster::methods(path).filter(|_| !(is_read && path == "/pods")) {
+        if !methods.split(", ").any(|one| one == method) {
+            return Answer { allow: Some(methods), ..Answer::text(405, format!("use {methods}")) };
+        }
+        if is_browser || !state.changes_from.allows(peer) {
+            return Answer::text(403, "changes are not allowed from here; see admin.changes_from");
+        }
+        return roster::change(state, method, &decoded(path), body);
     }
     let explained = path.strip_prefix("/explain/");
     let is_known = explained.is_some()
@@ -225,13 +241,13 @@ fn recent(ring: &ExplainRing) -> String {
 
 fn pods(state: &AdminState) -> String {
     let (fleet, now) = (state.table.fleet(), (state.now)());
-    let listed: Vec<_> = fleet.pods.iter().map(|pod| pod_json(pod, now)).collect();
+    let listed: Vec<_> = fleet.pods.iter().map(|pod| pod_json(state, pod, now)).collect();
     let mut body = serde_json::json!({ "generation": fleet.generation, "pods": listed }).to_string();
     body.push('\n');
     body
 }
 
-fn pod_json(pod: &Pod, now: Mono) -> serde_json::Value {
+pub(super) fn pod_json(state: &AdminState, pod: &Pod, now: Mono) -> serde_json::Value {
     let (load, facts, reading) = (pod.load.now(), pod.facts.load(), **pod.reading.load());
     let standing = pod.health.lock().standing(now);
     let models = facts.served.as_ref().map(|served| served.iter().map(|model| &*model.name).collect::<Vec<_>>());
@@ -241,6 +257,7 @@ fn pod_json(pod: &Pod, now: Mono) -> serde_json::Value {
         "addr": pod.spec.addr.to_string(),
         "rank": pod.spec.rank,
         "role": role_word(pod.spec.role),
+        "source": (state.origin)(pod),
         "labels": pod.spec.labels,
         "standing": standing_word(standing),
         "shut": pod.load.shuts.first().map(crate::pods::Shut::as_str),
@@ -296,6 +313,8 @@ pub(super) mod tests {
                 "jsq" => Ok((id == "r-1").then(|| "{}".to_owned())),
                 _ => Err("jsq".to_owned()),
             }),
+            origin: Box::new(|_| Some("list".to_owned())),
+            roster: Box::new(|_| Ok(())),
             now: || Mono(2_000_000),
             changes_from: Changes::Loopback,
             hosts: Vec::new(),

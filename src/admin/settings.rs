@@ -41,7 +41,7 @@ pub struct Settings {
     pub addr: SocketAddr,
     /// TLS on it. `callers` have no meaning here: who has a certificate of `ca_files` may look at everything.
     pub tls: ServerTls,
-    /// Who may switch safe mode here: `nobody`, `loopback` (clients on this machine) or `everybody`.
+    /// Who may change something here (safe mode, pods): `nobody`, `loopback` (clients on this machine) or `everybody`.
     pub changes_from: Changes,
     /// Names under which browsers may open the dashboard, without a port. Addresses, `localhost`, names without a dot and names below
     /// `.local`, `.internal` and `.svc` always work; others could be a foreign page's (DNS rebinding).

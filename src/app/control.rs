@@ -13,7 +13,7 @@ use super::tls::Listeners;
 use super::{setup, snapshot};
 use crate::base::{Mono, PodId};
 use crate::config::{Config, POLL_INTERVAL_S, Problems, Watcher};
-use crate::discovery::{self, Publisher, SourceHealth};
+use crate::discovery::{self, Roster, SourceHealth};
 use crate::observe::{Readiness, RunningConfig, Secret, SourceSeries, StepTimeSeries};
 use crate::pods::{Fleet, Pod};
 use crate::prefix::Snapshot;
@@ -34,7 +34,7 @@ pub(super) type Asked = oneshot::Sender<bool>;
 /// Starts the control plane; it ends when `stopped` becomes true.
 pub(super) fn spawn(
     config: Config,
-    (watcher, keys, listeners): (Watcher, KeysFile, Listeners),
+    (watcher, keys, listeners, roster): (Watcher, KeysFile, Listeners, Arc<Roster>),
     asked: mpsc::Receiver<Asked>,
     gate: Arc<Gate>,
     readiness: Arc<Readiness>,
@@ -48,6 +48,7 @@ pub(super) fn spawn(
         watcher,
         keys,
         listeners,
+        roster,
         credential: Arc::default(),
         memory_max: setup::container_bytes(),
         saved: Saved::new(saved),
@@ -64,6 +65,7 @@ struct Control {
     watcher: Watcher,
     keys: KeysFile,
     listeners: Listeners,
+    roster: Arc<Roster>,
     credential: Arc<Credential>,
     /// What the container allows \[bytes\].
     memory_max: Option<u64>,
@@ -108,7 +110,7 @@ impl Control {
         let (sources, sources_seen) = watch::channel(config.sources.clone());
         let (settings, settings_seen) = watch::channel(config.pods.clone());
         let (tried, tried_seen) = watch::channel(false);
-        let publisher = Arc::new(Publisher::new(Arc::clone(&self.gate.table)));
+        let publisher = Arc::clone(self.roster.publisher());
         self.take_credential(&config);
         let telemetry = Telemetry::new(
             Arc::clone(&self.gate.table),
@@ -119,7 +121,7 @@ impl Control {
         );
         self.readiness.configured();
         let _tasks = [
-            supervise("discovery", discovery::run(sources_seen, settings_seen, Arc::clone(&publisher), tried)),
+            supervise("discovery", discovery::run(sources_seen, settings_seen, Arc::clone(&self.roster), tried)),
             supervise("telemetry", Arc::clone(&telemetry).run()),
             supervise("first contacts", prewarm::run(Arc::clone(&self.gate))),
             supervise("queue", Waitroom::run(Arc::clone(&self.gate))),

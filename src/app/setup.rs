@@ -62,10 +62,20 @@ pub(super) fn routing(config: &Config) -> Routing {
 
 /// Whether strangers may use the gate's key for pods: it has one, asks for none, and listens where others than this machine
 /// connect.
-pub(super) fn lends_its_key(config: &Config) -> bool {
+fn lends_its_key(config: &Config) -> bool {
     let mut addrs = std::iter::once(config.listen.addr).chain(config.listen.h2c_addr);
     let lends = config.pods.credential_file.is_some() && config.flow.keys_file.is_none();
     lends && addrs.any(|addr| !addr.ip().to_canonical().is_loopback())
+}
+
+/// Tells what is allowed but dangerous.
+pub(super) fn warn(config: &Config) {
+    if lends_its_key(config) {
+        tracing::warn!(
+            "pods.credential_file is set and clients are not asked for keys: whoever can connect to the listening \
+             address uses the pods with the gate's key; put authentication in front, or listen on a loopback address"
+        );
+    }
 }
 
 /// Bounds of the prefix index.

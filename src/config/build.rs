@@ -146,6 +146,7 @@ impl Config {
             ("prefix.index_bytes_max", prefix.index_bytes_max == new.prefix.index_bytes_max),
             ("prefix.pod_tokens_default", prefix.pod_tokens_default == new.prefix.pod_tokens_default),
             ("prefix.tenant_share", prefix.tenant_share.to_bits() == new.prefix.tenant_share.to_bits()),
+            ("pods.state_file", self.pods.state_file == new.pods.state_file),
             ("prefix.snapshot_file", prefix.snapshot_file == new.prefix.snapshot_file),
             ("prefix.secret_file", prefix.secret_file == new.prefix.secret_file),
             ("observe.access_log", self.access_log == new.access_log),
@@ -172,8 +173,8 @@ fn sources(pods: &discovery::Settings, found: &mut Found) -> Vec<PodSource> {
         }
     }
     let has = |role: Role| sources.iter().any(|source| source.role == role);
-    // Kubernetes may have the others.
-    let is_all = pods.kubernetes.sources.is_empty();
+    // Kubernetes or a file may have the others.
+    let is_all = pods.kubernetes.sources.is_empty() && pods.files.is_empty();
     if is_all && has(Role::Prefill) && !has(Role::Decode) && !has(Role::Both) {
         let hint = "some pods only prefill and none decodes; add one with `role: decode` or `role: both` (`--decode`, `--pod`)";
         found.push(("pods.list".into(), hint.into()));

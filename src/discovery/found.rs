@@ -69,6 +69,12 @@ impl Board {
         self.sources.len() != before
     }
 
+    /// Name of the source that an address comes from.
+    pub fn origin(&self, addr: SocketAddr) -> Option<&str> {
+        let mut found = self.sources.iter().flat_map(|(name, all)| all.values().flatten().map(move |one| (name, one)));
+        found.find(|(_, one)| one.spec.addr == addr).map(|(name, _)| name.as_str())
+    }
+
     /// The fleet: each pod once, and those that are not ready with their state.
     pub fn fleet(&mut self) -> (Vec<PodSpec>, HashMap<SocketAddr, State>) {
         let (mut specs, mut states) = (Vec::new(), HashMap::new());

@@ -1,10 +1,11 @@
 //! The one writer of the pod table's endpoints: takes what sources find and makes it the fleet, at most ten times a second.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::found::{Board, Found, State};
 use crate::base::Mono;
@@ -32,12 +33,20 @@ pub struct Publisher {
     board: Mutex<Board>,
     health: Mutex<BTreeMap<String, SourceHealth>>,
     news: Notify,
+    /// Addresses that operators drain.
+    drained: watch::Sender<BTreeSet<SocketAddr>>,
 }
 
 impl Publisher {
     /// A publisher to this table.
     pub fn new(table: Arc<Table>) -> Self {
-        Self { table, board: Mutex::default(), health: Mutex::default(), news: Notify::new() }
+        Self {
+            table,
+            board: Mutex::default(),
+            health: Mutex::default(),
+            news: Notify::new(),
+            drained: watch::Sender::default(),
+        }
     }
 
     /// This is all that a source found. Whether that is news.
@@ -62,6 +71,16 @@ impl Publisher {
         if self.board.lock().keep(is_source) {
             self.news.notify_one();
         }
+    }
+
+    /// Name of the source that an address comes from.
+    pub fn origin(&self, addr: SocketAddr) -> Option<String> {
+        self.board.lock().origin(addr).map(str::to_owned)
+    }
+
+    /// Addresses that operators drain.
+    pub(super) const fn drained(&self) -> &watch::Sender<BTreeSet<SocketAddr>> {
+        &self.drained
     }
 
     /// A source was heard or failed. Whether that is different from before.
@@ -99,14 +118,24 @@ impl Publisher {
         for pod in added {
             tracing::info!(pod = %pod.id, authority = %pod.spec.authority, addr = %pod.spec.addr, "pod added");
         }
+        let fleet = self.table.fleet();
         for pod in removed {
+            // Another that comes with its address is not drained.
+            let addr = pod.spec.addr;
+            if fleet.pods.iter().all(|other| other.spec.addr != addr) {
+                self.drained.send_if_modified(|drained| drained.remove(&addr));
+            }
             tracing::info!(pod = %pod.id, authority = %pod.spec.authority, "pod removed, its requests run on");
         }
-        for pod in &self.table.fleet().pods {
+        let drained = self.drained.borrow().clone();
+        for pod in &fleet.pods {
             let state = states.get(&pod.spec.addr);
             let shuts = &pod.load.shuts;
             if shuts.set(Shut::NotReady, state == Some(&State::NotReady)) {
                 tracing::info!(pod = %pod.id, is_ready = state.is_none(), "pod changed, as discovery says");
+            }
+            if shuts.set(Shut::Drained, drained.contains(&pod.spec.addr)) {
+                tracing::warn!(pod = %pod.id, is_drained = shuts.has(Shut::Drained), "pod changed, as an operator says");
             }
             if shuts.set(Shut::Terminating, state == Some(&State::Terminating)) {
                 tracing::info!(pod = %pod.id, "pod terminates: nothing new is sent there, its requests run on");

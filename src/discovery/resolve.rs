@@ -3,7 +3,7 @@
 //! Each address of a name is a pod, with the name as its authority. If a name has addresses of both families, only those of
 //! IPv4 are taken: `localhost` would otherwise be two pods, one of them dead. A look-up that fails or gives nothing leaves the
 //! addresses last known; a source that never resolved has no pods and is told in the log.
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::found::{Found, State};
+use super::lists::Lists;
 use super::publish::Publisher;
 use super::settings::Settings;
 use super::source::{Host, PodSource};
@@ -21,15 +22,13 @@ use crate::pods::PodSpec;
 
 /// Addresses of one name that are used; the rest are left out, and told.
 const ADDRS_MAX: usize = 4_096;
-/// Name of the list among the sources.
-const SOURCE: &str = "list";
 /// Look-ups at once.
 const LOOKUPS_MAX: usize = 16;
 
-/// Follows `sources` for ever: resolves them, now and every `resolve_interval_s`, and tells the result.
-/// `tried` becomes true when every source of the first set was tried once, with or without success.
+/// Follows `lists` for ever: resolves them, now and every `resolve_interval_s`, and tells the result.
+/// `tried` becomes true when every source of the first lists was tried once, with or without success.
 pub(super) async fn run(
-    mut sources: watch::Receiver<Vec<PodSource>>,
+    mut lists: watch::Receiver<Lists>,
     settings: watch::Receiver<Settings>,
     publisher: Arc<Publisher>,
     tried: watch::Sender<bool>,
@@ -40,14 +39,14 @@ pub(super) async fn run(
             let settings = settings.borrow();
             (seconds(settings.resolve_interval_s), seconds(settings.resolve_timeout_s))
         };
-        let current = sources.borrow_and_update().clone();
+        let current = lists.borrow_and_update().clone();
         // Names seen for the first time must not keep the others waiting.
         resolver.publish(&current);
         resolver.look_up(&current, timeout, system_lookup).await;
         resolver.publish(&current);
         tried.send_replace(true);
         tokio::select! {
-            changed = sources.changed() => if changed.is_err() {
+            changed = lists.changed() => if changed.is_err() {
                 return std::future::pending().await;
             },
             () = tokio::time::sleep(interval) => {}
@@ -65,19 +64,21 @@ struct Resolver {
     known: HashMap<String, Vec<IpAddr>>,
     /// Names whose last look-up failed, so that each failure is told once.
     failing: HashSet<String>,
+    /// Lists that were told.
+    told: BTreeSet<String>,
 }
 
 impl Resolver {
     fn new(publisher: Arc<Publisher>) -> Self {
-        Self { publisher, known: HashMap::new(), failing: HashSet::new() }
+        Self { publisher, known: HashMap::new(), failing: HashSet::new(), told: BTreeSet::new() }
     }
 
-    /// Looks up every name of `sources`, a few at a time, and forgets names that are no longer in it.
-    async fn look_up<F>(&mut self, sources: &[PodSource], timeout: Duration, lookup: fn(String) -> F)
+    /// Looks up every name, a few at a time, and forgets names that are no longer there.
+    async fn look_up<F>(&mut self, lists: &Lists, timeout: Duration, lookup: fn(String) -> F)
     where
         F: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
     {
-        let names: HashSet<&String> = sources.iter().filter_map(PodSource::name).collect();
+        let names: HashSet<&String> = lists.values().flatten().filter_map(PodSource::name).collect();
         self.known.retain(|name, _| names.contains(name));
         self.failing.retain(|name| names.contains(name));
         let mut running = JoinSet::new();
@@ -121,11 +122,20 @@ impl Resolver {
     }
 
     /// Says what is known.
-    fn publish(&self, sources: &[PodSource]) {
-        let found = self.specs(sources).into_iter().enumerate();
-        // In the order of the list.
-        let found = found.map(|(at, spec)| (format!("{at:06}"), vec![Found { spec, state: State::Ready }]));
-        if self.publisher.set(SOURCE, found.collect::<BTreeMap<_, _>>()) {
+    fn publish(&mut self, lists: &Lists) {
+        let mut is_news = false;
+        for (list, sources) in lists {
+            let found = self.specs(sources).into_iter().enumerate();
+            // In the order of the list.
+            let found = found.map(|(at, spec)| (format!("{at:06}"), vec![Found { spec, state: State::Ready }]));
+            is_news |= self.publisher.set(list, found.collect::<BTreeMap<_, _>>());
+        }
+        if self.told.iter().any(|list| !lists.contains_key(list)) {
+            self.publisher.keep(|list| !self.told.contains(list) || lists.contains_key(list));
+            is_news = true;
+        }
+        self.told = lists.keys().cloned().collect();
+        if is_news {
             self.publisher.publish();
         }
     }
@@ -197,8 +207,9 @@ mod tests {
 
     const LONG: Duration = Duration::from_mins(1);
 
-    fn sources(urls: &[&str]) -> Vec<PodSource> {
-        urls.iter().map(|url| PodSource::parse(url, Role::Both, BTreeMap::new()).unwrap()).collect()
+    fn sources(urls: &[&str]) -> Lists {
+        let list = urls.iter().map(|url| PodSource::parse(url, Role::Both, BTreeMap::new()).unwrap()).collect();
+        [("list".to_owned(), list)].into()
     }
 
     fn shown(table: &Table) -> Vec<String> {

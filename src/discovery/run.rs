@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::publish::Publisher;
+use super::lists::{Book, Inputs};
+use super::roster::Roster;
 use super::settings::Settings;
 use super::source::PodSource;
 use super::{kubernetes, resolve};
@@ -13,9 +14,13 @@ use super::{kubernetes, resolve};
 pub async fn run(
     sources: watch::Receiver<Vec<PodSource>>,
     settings: watch::Receiver<Settings>,
-    publisher: Arc<Publisher>,
+    roster: Arc<Roster>,
     tried: watch::Sender<bool>,
 ) {
+    let publisher = Arc::clone(roster.publisher());
+    let inputs = Inputs { sources, settings: settings.clone(), added: roster.added() };
+    let mut book = Book::new(inputs, Arc::clone(&publisher));
+    let (lists, lists_seen) = watch::channel(book.lists().await);
     let (listed, mut is_listed) = watch::channel(false);
     let (heard, mut is_heard) = watch::channel(false);
     let (cluster, cluster_seen) = watch::channel(settings.borrow().kubernetes.clone());
@@ -35,7 +40,9 @@ pub async fn run(
         tried.send_replace(true);
     };
     tokio::join!(
-        resolve::run(sources, settings, Arc::clone(&publisher), listed),
+        book.run(lists),
+        roster.keep_saved(),
+        resolve::run(lists_seen, settings, Arc::clone(&publisher), listed),
         kubernetes::run(cluster_seen, Arc::clone(&publisher), heard),
         publisher.run(),
         follow,

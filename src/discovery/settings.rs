@@ -17,8 +17,14 @@ use crate::tls::is_server_name;
 pub struct Settings {
     /// The pods, or names that resolve to several. Flags (`--pod`, `--prefill`, `--decode`) replace the list.
     pub list: Vec<PodEntry>,
+    /// Files with further pods: a list of entries as in `list`, in YAML or JSON. Read again when they change; one that is not good or
+    /// not there changes nothing.
+    pub files: Vec<PathBuf>,
     /// Pods of a Kubernetes cluster, beside those of the list.
     pub kubernetes: kubernetes::Settings,
+    /// File where the gate keeps which pods were added and drained by way of the admin listener, through restarts; unset means that a
+    /// restart forgets them.
+    pub state_file: Option<PathBuf>,
     /// Time between two look-ups of host names, in seconds.
     pub resolve_interval_s: f64,
     /// Longest time a look-up may take, in seconds. The addresses last known stay in use meanwhile and after a failure.
@@ -53,6 +59,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             list: Vec::new(),
+            files: Vec::new(),
+            state_file: None,
             kubernetes: kubernetes::Settings::default(),
             resolve_interval_s: 10.0,
             resolve_timeout_s: 5.0,
@@ -66,20 +74,8 @@ impl Default for Settings {
 impl Settings {
     /// The list as sources; all entries that cannot be one, by their position.
     pub fn sources(&self) -> Result<Vec<PodSource>, Vec<(usize, BadPod)>> {
-        let mut bad = Vec::new();
-        let mut sources = Vec::with_capacity(self.list.len());
         // One for all that have the same: what was read for them is shared.
-        let shared = Arc::new(self.tls.clone());
-        for (position, entry) in self.list.iter().enumerate() {
-            match PodSource::parse(&entry.url, entry.role, entry.labels.clone()) {
-                Ok(source) => {
-                    let own = entry.tls.clone().map(Arc::new);
-                    sources.push(source.with_tls(own.as_ref().unwrap_or(&shared)));
-                }
-                Err(problem) => bad.push((position, problem)),
-            }
-        }
-        if bad.is_empty() { Ok(sources) } else { Err(bad) }
+        sources_of(&self.list, &Arc::new(self.tls.clone()))
     }
 
     /// Everything that makes no sense, as (field, what to write instead).
@@ -108,6 +104,22 @@ impl Settings {
         problems.extend(health.map(|(field, problem)| (format!("health.{field}"), problem)));
         problems
     }
+}
+
+/// Entries as sources, with this for those without TLS settings of their own; all that cannot be one, by their position.
+pub(super) fn sources_of(entries: &[PodEntry], tls: &Arc<TlsSettings>) -> Result<Vec<PodSource>, Vec<(usize, BadPod)>> {
+    let mut bad = Vec::new();
+    let mut sources = Vec::with_capacity(entries.len());
+    for (position, entry) in entries.iter().enumerate() {
+        match PodSource::parse(&entry.url, entry.role, entry.labels.clone()) {
+            Ok(source) => {
+                let own = entry.tls.clone().map(Arc::new);
+                sources.push(source.with_tls(own.as_ref().unwrap_or(tls)));
+            }
+            Err(problem) => bad.push((position, problem)),
+        }
+    }
+    if bad.is_empty() { Ok(sources) } else { Err(bad) }
 }
 
 fn tls_problems(tls: &TlsSettings) -> Vec<(&'static str, String)> {
