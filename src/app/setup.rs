@@ -9,7 +9,7 @@ use crate::base::{ModelName, Tokens};
 use crate::config::{CacheIsolation, Config};
 use crate::flow::{Keys, Tenants};
 use crate::prefix::Limits;
-use crate::proxy::{Routing, Rules, Selection, Times};
+use crate::proxy::{Routing, Rules, Selection, Targets, Times};
 use crate::scheduling::{Profile, ProfileSettings};
 
 /// Rules of the data path.
@@ -17,11 +17,13 @@ pub(super) fn rules(config: &Config, keys: Option<Arc<Keys>>) -> Rules {
     let paths = PathRules::new(&config.listen.paths.allow).unwrap_or_default();
     let mut rules = Rules::of(&config.listen, &config.limits, &config.trust, paths);
     for (name, rule) in config.models.iter() {
-        if *name != rule.upstream {
-            rules.aliases.insert(ModelName::clone(name), ModelName::clone(&rule.upstream));
+        if rule.targets.len() > 1 || rule.names().any(|own| own != name) {
+            rules.aliases.insert(ModelName::clone(name), Targets::new(rule.targets.iter().cloned()));
         }
-        rules.slos.insert(ModelName::clone(&rule.upstream), rule.slo);
-        rules.model_times.insert(ModelName::clone(&rule.upstream), Times::from(&rule.timeouts));
+        for own in rule.names() {
+            rules.slos.insert(ModelName::clone(own), rule.slo);
+            rules.model_times.insert(ModelName::clone(own), Times::from(&rule.timeouts));
+        }
     }
     rules.connections_max = rules.connections_max.min(descriptors().unwrap_or(u64::MAX) / 2);
     rules.trace_share = config.observe.traces.sample;
@@ -47,7 +49,7 @@ pub(super) fn routing(config: &Config) -> Routing {
     let selections = routing.select.iter().filter_map(|one| {
         let name = one.header.as_ref().and_then(|name| name.parse().ok());
         Some(Selection {
-            models: one.models.iter().map(|name| config.models.upstream(name)).collect(),
+            models: one.models.iter().flat_map(|name| config.models.upstream(name)).collect(),
             header: name.map(|name| (name, one.value.clone())),
             profile: Arc::clone(named.get(one.profile.as_str())?),
         })

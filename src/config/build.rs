@@ -59,12 +59,19 @@ pub struct Config {
 pub struct ModelRule {
     /// Name under `models`.
     pub name: ModelName,
-    /// Name the pods know; to be written into the body if it differs from what the client wrote.
-    pub upstream: ModelName,
+    /// Names the pods know, with their weights; to be written into the body if it differs from what the client wrote.
+    pub targets: Vec<(ModelName, u32)>,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// What is promised.
     pub slo: SloSettings,
+}
+
+impl ModelRule {
+    /// Names the pods know.
+    pub fn names(&self) -> impl Iterator<Item = &ModelName> {
+        self.targets.iter().map(|(name, _)| name)
+    }
 }
 
 /// Rules by every name and alias of a configured model.
@@ -77,9 +84,9 @@ impl ModelNames {
         self.0.get(name)
     }
 
-    /// The name pods know a model by that clients call `name`.
-    pub fn upstream(&self, name: &str) -> ModelName {
-        self.rule(name).map_or_else(|| name.into(), |rule| Arc::clone(&rule.upstream))
+    /// The names pods know a model by that clients call `name`.
+    pub fn upstream(&self, name: &str) -> Vec<ModelName> {
+        self.rule(name).map_or_else(|| vec![name.into()], |rule| rule.names().cloned().collect())
     }
 
     /// All names and aliases with their rules.
@@ -201,13 +208,14 @@ fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Fou
                 found.push((format!("{path}.timeouts.{field}"), hint.into()));
             }
         }
-        let upstream: ModelName = model.rewrite_to.as_deref().unwrap_or(name).into();
+        let targets = targets(name, model, &path, found);
         found.extend(model.slo.problems().into_iter().map(|(field, hint)| (format!("{path}.slo.{field}"), hint)));
-        let rule = ModelRule { name: name.as_str().into(), upstream, timeouts: timeouts.with(own), slo: model.slo };
+        let rule = ModelRule { name: name.as_str().into(), targets, timeouts: timeouts.with(own), slo: model.slo };
         let rule = Arc::new(rule);
         // What is allowed and promised goes by the name the pods know.
         let is_other = |other: &&Arc<ModelRule>| {
-            other.upstream == rule.upstream && (other.slo != rule.slo || other.timeouts != rule.timeouts)
+            other.names().any(|name| rule.names().any(|own| own == name))
+                && (other.slo != rule.slo || other.timeouts != rule.timeouts)
         };
         if let Some(other) = rules.values().find(is_other) {
             let hint =
@@ -225,6 +233,27 @@ fn models(models: &BTreeMap<String, Model>, timeouts: &Timeouts, found: &mut Fou
         }
     }
     ModelNames(rules)
+}
+
+/// The names that pods know a model by, with their weights.
+fn targets(name: &str, model: &Model, path: &str, found: &mut Found) -> Vec<(ModelName, u32)> {
+    if model.targets.is_empty() {
+        return vec![(model.rewrite_to.as_deref().unwrap_or(name).into(), 1)];
+    }
+    if model.rewrite_to.is_some() {
+        found.push((format!("{path}.rewrite_to"), "leave it out: `targets` says what the model is called".into()));
+    }
+    if model.targets.iter().all(|target| target.weight == 0) {
+        found.push((format!("{path}.targets"), "one of the weights must be more than 0".into()));
+    }
+    for (index, target) in model.targets.iter().enumerate() {
+        let is_twice = model.targets.iter().take(index).any(|other| other.model == target.model);
+        if target.model.is_empty() || is_twice {
+            let hint = if is_twice { "is written twice; add up the weights" } else { "write the name the pods know" };
+            found.push((format!("{path}.targets[{index}].model"), hint.into()));
+        }
+    }
+    model.targets.iter().map(|target| (target.model.as_str().into(), target.weight)).collect()
 }
 
 fn sections(tree: &Tree, found: &mut Found) {
@@ -410,6 +439,24 @@ pods:
     }
 
     #[test]
+    fn targets_are_names_with_weights() {
+        let of = |model: &str| check(&format!("models:\n  a: {model}\n"));
+        let good = "{targets: [{model: v1, weight: 95}, {model: v2, weight: 5}]}";
+        assert!(of(good).is_empty());
+        let config = Config::build(parse(&format!("models: {{a: {good}}}")).unwrap(), "", &[]).unwrap();
+        assert_eq!(config.models.upstream("a"), ["v1".into(), "v2".into()]);
+        for (bad, place) in [
+            ("{rewrite_to: x, targets: [{model: v1, weight: 1}]}", "models.a.rewrite_to"),
+            ("{targets: [{model: v1, weight: 0}]}", "models.a.targets"),
+            ("{targets: [{model: v1, weight: 1}, {model: v1, weight: 2}]}", "models.a.targets[1].model"),
+            ("{targets: [{model: '', weight: 1}]}", "models.a.targets[0].model"),
+        ] {
+            assert_eq!(of(bad).first().map(|problem| problem.path.clone()).as_deref(), Some(place), "{bad}");
+        }
+        assert_eq!(of("{targets: [{model: v1}]}").len(), 1, "a weight is written down");
+    }
+
+    #[test]
     fn tenants_are_checked_where_they_are_written() {
         let text = "\
 flow:
@@ -437,7 +484,8 @@ flow:
         let config = Config::build(parse(text).unwrap(), text, &[]).unwrap();
         for name in ["big", "gpt-4o"] {
             let rule = config.models.rule(name).unwrap();
-            assert_eq!((&*rule.name, &*rule.upstream, rule.timeouts.first_token_s), ("big", "org/big", 9));
+            assert_eq!((&*rule.name, rule.timeouts.first_token_s), ("big", 9));
+            assert_eq!(config.models.upstream(name), ["org/big".into()]);
         }
         assert!(config.models.rule("org/big").is_none());
     }

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn policy(class: Option<Class>, classes: Option<Vec<Class>>) -> Policy {
-        Policy::new(&TenantSettings { class, classes, ..TenantSettings::default() }, |name| name.into())
+        Policy::new(&TenantSettings { class, classes, ..TenantSettings::default() }, |name| vec![name.into()])
     }
 
     #[test]

@@ -118,14 +118,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The meaning of settings. `upstream` gives the name by which pods know a model.
-    pub fn new(settings: &TenantSettings, upstream: impl Fn(&str) -> ModelName) -> Self {
+    /// The meaning of settings. `upstream` gives the names by which pods know a model.
+    pub fn new(settings: &TenantSettings, upstream: impl Fn(&str) -> Vec<ModelName>) -> Self {
         let own = settings.class.unwrap_or_default();
         let lower = || Class::ALL.into_iter().filter(|class| *class >= own).collect();
         Self {
             class: settings.class,
             classes: settings.classes.clone().unwrap_or_else(lower),
-            models: settings.models.as_ref().map(|names| names.iter().map(|name| upstream(name)).collect()),
+            models: settings.models.as_ref().map(|names| names.iter().flat_map(|name| upstream(name)).collect()),
             slo: settings.slo,
             weight: settings.weight,
             limits: settings.limits,
@@ -147,13 +147,13 @@ pub struct Tenants {
 
 impl Default for Tenants {
     fn default() -> Self {
-        Self::new(&BTreeMap::new(), |name| name.into())
+        Self::new(&BTreeMap::new(), |name| vec![name.into()])
     }
 }
 
 impl Tenants {
     /// The meaning of `flow.tenants`.
-    pub fn new(settings: &BTreeMap<String, TenantSettings>, upstream: impl Fn(&str) -> ModelName) -> Self {
+    pub fn new(settings: &BTreeMap<String, TenantSettings>, upstream: impl Fn(&str) -> Vec<ModelName>) -> Self {
         let made = |(name, settings): (&String, &TenantSettings)| {
             (Arc::from(name.as_str()), Arc::new(Policy::new(settings, &upstream)))
         };
@@ -196,7 +196,7 @@ mod tests {
         let chosen =
             TenantSettings { classes: Some(vec![Class::Standard, Class::Interactive]), ..TenantSettings::default() };
         let settings = BTreeMap::from([("gold".to_owned(), gold), ("chosen".to_owned(), chosen)]);
-        let upstream = |name: &str| if name == "alias" { "real".into() } else { ModelName::from(name) };
+        let upstream = |name: &str| vec![if name == "alias" { "real".into() } else { ModelName::from(name) }];
         let tenants = Tenants::new(&settings, upstream);
         assert!(problems(&settings).is_empty());
         assert_eq!(tenants.policy("gold").classes, Class::ALL);

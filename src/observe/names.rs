@@ -207,9 +207,9 @@ metrics! {
     Pods = "pods", Gauge, "pods", ["role"],
         "Pods of the current snapshot, by role.";
     DiscoveryAge = "discovery_age_seconds", Gauge, "seconds", ["source"],
-        "Time since a source of pods in Kubernetes was last heard; absent before the first time.";
+        "Time since a source of pods (Kubernetes, a file) was last heard; absent before the first time.";
     DiscoveryFailing = "discovery_failing", Gauge, "", ["source"],
-        "1 while a source of pods in Kubernetes cannot be asked: the pods last known stay.";
+        "1 while a source of pods (Kubernetes, a file) cannot be read: the pods last known stay.";
     FleetGeneration = "fleet_generation", Gauge, "", [],
         "Counts up with every change of the pod snapshot.";
     PodInFlight = "pod_in_flight", Gauge, "requests", ["pod"],

@@ -13,6 +13,7 @@ use super::exchange::{End, Exchange};
 use super::gate::Phase;
 use super::memory;
 use super::reply::Fault;
+use super::rewrite::Targets;
 use crate::api::{Anatomy, Api, BadBody, Edit, Form, dangers, splice, strip_dangerous};
 use crate::base::{MODEL_NAME_BYTES_MAX, ModelName, PodId, Tokens};
 use crate::disagg::{self, Obstacle, Sampling};
@@ -257,22 +258,28 @@ impl Exchange {
             return Err(Fault::Absent(model, anatomy.stream).into());
         }
         let (model, rewritten) = self.model(asked, &fleet)?;
-        self.permit(&model, asked)?;
         self.classify(anatomy.priority);
+        let additions = self.additions(api, &anatomy);
+        let pinned = anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id));
+        let caller = self.identity.caller.clone();
+        let is_hashed = api.prefills() && !self.gate.safe_mode.load(std::sync::atomic::Ordering::Relaxed);
+        let hashed = |model: &str| {
+            let salt = additions.salt().or(anatomy.cache_salt.as_deref());
+            let seed = Seed { model, salt, tenant: "", secret: self.gate.prefix_secret };
+            is_hashed.then(|| Fingerprint::of(api, &anatomy, &seed).charged_to(&caller.tenant))
+        };
+        let (model, prompt) = match asked.and_then(|asked| self.rules.aliases.get(asked)) {
+            Some(targets) if targets.are_several() => self.settled(targets, model, pinned, &fleet, hashed),
+            _ => (ModelName::clone(&model), hashed(&model)),
+        };
+        self.permit(&model, asked)?;
+        self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
         let mut edits: Vec<Edit<'_>> = self.strip(&anatomy).to_vec();
         let name = rewritten.then(|| serde_json::Value::from(&*model).to_string());
         if let Some(name) = &name {
             edits.push(Edit { key: "model", value: Some(name.as_bytes()) });
         }
-        let additions = self.additions(api, &anatomy);
         edits.extend(additions.edits());
-        let caller = self.identity.caller.clone();
-        let prompt = (api.prefills() && !self.gate.safe_mode.load(std::sync::atomic::Ordering::Relaxed)).then(|| {
-            let salt = additions.salt().or(anatomy.cache_salt.as_deref());
-            let seed = Seed { model: &model, salt, tenant: "", secret: self.gate.prefix_secret };
-            Fingerprint::of(api, &anatomy, &seed).charged_to(&caller.tenant)
-        });
-        self.gate.metrics.stage(Stage::Fingerprint, now().since(read_at));
         let body = splice(body, &anatomy, &edits);
         let (obstacle, sampling) = if self.rules.disagg.can_split(&fleet) {
             (disagg::obstacle(&anatomy, disagg::connector(self.rules.disagg.connector)), Sampling::of(&anatomy))
@@ -287,7 +294,7 @@ impl Exchange {
             is_stream: anatomy.stream,
             max_tokens: anatomy.max_tokens.map(Tokens),
             asks: Asks::of(&anatomy),
-            pinned: anatomy.previous_response_id.as_deref().and_then(|id| self.gate.affinity.pod(id)),
+            pinned,
             body: Body::new(body),
             account: account_of(&model, &fleet),
             model,
@@ -380,6 +387,51 @@ impl Exchange {
         edits
     }
 
+    /// The one of several names that this conversation has, and its prompt hashed for it.
+    fn settled(
+        &self,
+        targets: &Targets,
+        by_lot: ModelName,
+        pinned: Option<PodId>,
+        fleet: &Fleet,
+        hashed: impl Fn(&str) -> Option<Fingerprint>,
+    ) -> (ModelName, Option<Fingerprint>) {
+        // Always the same one, so that a conversation has the same name whichever of them are served.
+        let first = targets.names().next().cloned().unwrap_or(by_lot);
+        let is_named = self.gate.routing().session(&self.client.head().headers).is_some();
+        let guess = if is_named { None } else { hashed(&first) };
+        let opening = guess.as_ref().and_then(|prompt| prompt.anchors.opening);
+        let key = opening.map_or_else(|| self.lot(), |opening| opening.key);
+        // What goes on with a response goes on with its model.
+        let pod = pinned.and_then(|pod| fleet.find(pod));
+        let served = pod.map(|pod| pod.facts.load());
+        let is_served = |name: &str| {
+            let own = served.as_ref().and_then(|facts| facts.served.as_ref());
+            let has = own.is_none_or(|own| own.iter().any(|model| &*model.name == name));
+            has && self.is_choice(name, fleet)
+        };
+        let chosen = targets.choose(key, is_served).unwrap_or(&first);
+        let prompt = guess.filter(|_| *chosen == first).or_else(|| hashed(chosen));
+        (ModelName::clone(chosen), prompt)
+    }
+
+    /// The name under which pods know a model that clients call otherwise, for the conversation `key`.
+    pub(super) fn target(&self, asked: &str, key: u64, fleet: &Fleet) -> Option<&str> {
+        let targets = self.rules.aliases.get(asked)?;
+        targets.choose(key, |name| self.is_choice(name, fleet)).map(|name| &**name)
+    }
+
+    /// Whether one of several names may be chosen: somebody serves it, and the caller may use it.
+    fn is_choice(&self, name: &str, fleet: &Fleet) -> bool {
+        fleet.by_model.contains_key(name) && self.identity.policy.allows(name)
+    }
+
+    /// What decides between the names of a model where nothing is known of the conversation: the session, else chance.
+    pub(super) fn lot(&self) -> u64 {
+        let session = self.gate.routing().session(&self.client.head().headers);
+        session.unwrap_or_else(|| xxhash_rust::xxh3::xxh3_64(self.note.request_id.as_bytes()))
+    }
+
     /// The model a request is for, and whether the body must be told so.
     fn model(&self, asked: Option<&str>, fleet: &Fleet) -> Result<(ModelName, bool), Fault> {
         if fleet.pods.is_empty() {
@@ -392,8 +444,8 @@ impl Exchange {
                 _ => ("".into(), false),
             });
         };
-        let (real, rewritten) = match self.rules.aliases.get(asked) {
-            Some(real) => (&**real, true),
+        let (real, rewritten) = match self.target(asked, self.lot(), fleet) {
+            Some(real) => (real, true),
             None => (asked, false),
         };
         if let Some((known, _)) = fleet.by_model.get_key_value(real) {

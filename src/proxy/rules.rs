@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderName};
 
 use super::guard::Conn;
 use super::lint::HeadLimits;
+use super::rewrite::Targets;
 use super::settings::{Limits, Listen, Network, Timeouts, Trust};
 use crate::api::{FieldBounds, PathRules};
 use crate::base::ModelName;
@@ -95,8 +96,8 @@ pub struct Rules {
     pub model_times: HashMap<ModelName, Times>,
     /// What models promise that differs from the general promise.
     pub slos: HashMap<ModelName, SloSettings>,
-    /// Other names of models: alias to the name pods know.
-    pub aliases: HashMap<ModelName, ModelName>,
+    /// Other names of models: alias to the names pods know.
+    pub aliases: HashMap<ModelName, Targets>,
     /// Decisions are shown to every client that asks.
     pub explain: bool,
     /// Access lines name the address at the other end of the connection.

@@ -311,10 +311,23 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// Name the pods know this model by, written into the body; unset means the name used here.
     pub rewrite_to: Option<String>,
+    /// In place of `rewrite_to`, several names by weight, for a canary. A conversation stays with its name: the session decides where
+    /// it is named (`routing.session_header`), else the messages it begins with. Names that no pod serves are passed over.
+    pub targets: Vec<Target>,
     /// Deadlines of this model that differ from `limits.timeouts`.
     pub timeouts: ModelTimeouts,
     /// What requests to this model are promised, where it differs from `flow.slo`.
     pub slo: SloSettings,
+}
+
+/// One of `models.<name>.targets`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// Name the pods know it by.
+    pub model: String,
+    /// Its share, against the others' weights; with 0 it gets nothing.
+    pub weight: u32,
 }
 
 /// Settings under `models.<name>.timeouts`.
