@@ -118,7 +118,8 @@ impl<'a> Form<'a> {
         }
         let gone = self.dangerous.iter().map(|range| (range.clone(), ""));
         let mut changes: Vec<_> = gone.chain(named).collect();
-        changes.sort_by_key(|(range, _)| range.start);
+        // An empty value ends where the next part's delimiter begins: it goes first.
+        changes.sort_by_key(|(range, _)| (range.start, range.end));
         let (mut out, mut at) = (BytesMut::with_capacity(body.len() + 64), 0);
         for (range, text) in changes {
             out.extend_from_slice(body.get(at..range.start).unwrap_or_default());
@@ -331,6 +332,16 @@ mod tests {
         ] {
             assert_eq!(Form::read(bad.map(str::as_bytes), b"--xyz--"), Err(BadForm::NotAForm), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_empty_model_does_not_save_the_part_behind_it() {
+        let parts = [(named("model"), ""), (named("kv_transfer_params"), "{}"), (named("prompt"), "p")];
+        let parts: Vec<_> = parts.iter().map(|(fields, value)| (fields.as_str(), *value)).collect();
+        let body = Bytes::from(form(&parts));
+        let out = Form::read(Some(TYPE), &body).unwrap().rewritten(&body, Some("other"));
+        let again = Form::read(Some(TYPE), &out).unwrap();
+        assert_eq!((again.model, again.dangers()), (Some("other"), 0));
     }
 
     proptest! {
