@@ -8,6 +8,7 @@
 //! badinput      what a gate must refuse                              -> badinput/   (corpus)
 //! backend       a pod that costs next to nothing
 //! cluster       discovery in Kubernetes under changes               -> cluster.rs
+//! restart       restarts, reloads and upgrades under load           -> restart/
 //! lab           policies on simulated engines, virtual time          -> lab/
 //! bare-pingora  the least a Pingora proxy can be
 //! ```
@@ -33,6 +34,7 @@ mod load;
 mod overhead;
 mod process;
 mod report;
+mod restart;
 mod run;
 mod schedule;
 mod sse;
@@ -81,6 +83,8 @@ enum Command {
     Legs(legs::Args),
     /// Discovery in Kubernetes under changes, and without an API server
     Cluster(cluster::Args),
+    /// Restarts, reloads and upgrades of two gates under load
+    Restart(restart::Args),
     /// The least a Pingora proxy can be
     BarePingora(bare_pingora::Args),
 }
@@ -124,6 +128,7 @@ async fn perform(command: Command, mut report: Report) -> io::Result<bool> {
         Command::Streams(args) => streams::run(args, &mut report).await?,
         Command::Badinput(args) => tokio::task::LocalSet::new().run_until(badinput::run(args, &mut report)).await?,
         Command::Cluster(args) => cluster::run(args, &mut report).await?,
+        Command::Restart(args) => restart::run(args, &mut report).await?,
         Command::Backend(args) => backend::serve(args).await?,
         Command::BarePingora(_) | Command::Lab(_) => {}
     }

@@ -45,6 +45,11 @@ impl Started {
         self.child.id()
     }
 
+    /// Its exit code, once it has ended by itself.
+    pub(crate) fn code(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten().and_then(|status| status.code())
+    }
+
     /// Whether it has ended by itself.
     pub(crate) fn is_over(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
