@@ -116,7 +116,9 @@ fn settings_that_guides_name_exist() {
             let path = span.split([':', ' ', '=', '[']).next().unwrap();
             let is_path = path.split_once('.').is_some_and(|(section, rest)| {
                 let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "_.<>".contains(letter);
-                sections.iter().any(|one| one == section) && rest.chars().all(is_plain) && !rest.ends_with(".yaml")
+                sections.iter().any(|one| one == section)
+                    && rest.chars().all(is_plain)
+                    && rest.split('.').all(|word| word != "yaml")
             });
             if is_path {
                 assert!(is_setting(path), "{guide}: no setting {path}");

@@ -4,16 +4,20 @@ mod kit;
 
 use std::io::BufRead as _;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use command_fds::{CommandFdExt as _, FdMapping};
 use kit::wire::{ask, begin, connect, has, rest};
 use kit::{PATIENCE, chat, get, post, request};
 use tidegate::sim::http::{Fault, Rule, SimConfig, SimPod};
+use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinHandle;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -27,21 +31,27 @@ struct Process {
 
 impl Process {
     async fn start(pod: &SimPod, yaml: &str) -> Self {
+        Self::start_with(pod, yaml, |_| {}).await
+    }
+
+    /// The same with something about the command changed.
+    async fn start_with(pod: &SimPod, yaml: &str, change: impl FnOnce(&mut Command)) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("tidegate-restart-{}-{}", std::process::id(), NUMBER.fetch_add(1, SeqCst));
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("gate.yaml"), yaml).unwrap();
         symlink(env!("CARGO_BIN_EXE_tidegate"), dir.join("gate")).unwrap();
-        let mut child = Command::new(dir.join("gate"))
+        let mut command = Command::new(dir.join("gate"));
+        command
             .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--threads", "2"])
             .args(["--access-log", "off", "--pod", &pod.url(), "--config"])
             .arg(dir.join("gate.yaml"))
             .arg("--pid-file")
             .arg(dir.join("pid"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
         let log = Arc::<Mutex<Vec<String>>>::default();
         let (lines, kept) = (std::io::BufReader::new(child.stderr.take().unwrap()).lines(), Arc::clone(&log));
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line)));
@@ -286,4 +296,55 @@ async fn an_upgrade_is_noticed_by_nobody() {
     assert_eq!(get(gate.admin(), "/readyz").await.status, 200, "the new one answers operators");
     kill("TERM", gate.pid());
     gate.says_times("drain ended", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_told_to_end_does_not_wait_for_a_new_binary() {
+    let pod = pod().await;
+    let mut gate = Process::start(&pod, "listen: {drain_accept_s: 0}").await;
+    let (link, slow) = (gate.dir.join("gate"), gate.dir.join("slow"));
+    std::fs::write(&slow, "#!/bin/sh\necho taking over >&2\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::rename(&slow, &link).unwrap();
+    gate.kill("USR2");
+    gate.says("taking over").await;
+    gate.kill("TERM");
+    gate.says("not upgraded").await;
+    assert_eq!(gate.ended().await, Some(0));
+    gate.says("the gate was told to end").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_manager_holds_the_socket_and_hears_how_it_is() {
+    let pod = pod().await;
+    let path = std::env::temp_dir().join(format!("tidegate-manager-{}", std::process::id()));
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = held.local_addr().unwrap();
+    // A client that came before the gate.
+    let mut early = connect(addr).await;
+    early.write_all(&request(CHAT, "", &chat("sim", "early", false, 1))).await.unwrap();
+    let given = held.try_clone().unwrap();
+    let mut gate = Process::start_with(&pod, "listen: {drain_accept_s: 0}", |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000");
+        command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "listen");
+        command.fd_mappings(vec![FdMapping { parent_fd: OwnedFd::from(given), child_fd: 3 }]).unwrap();
+    })
+    .await;
+    assert_eq!(gate.addr(), addr, "the inherited socket");
+    assert_eq!(rest(&mut early, Vec::new()).await.status, 200);
+    gate.kill("HUP");
+    gate.says("configuration reloaded").await;
+    gate.kill("TERM");
+    assert_eq!(gate.ended().await, Some(0));
+    manager.set_nonblocking(true).unwrap();
+    let (mut told, mut text) = (Vec::new(), [0; 200]);
+    while let Ok(count) = manager.recv(&mut text) {
+        told.push(String::from_utf8_lossy(&text[..count]).split('\n').next().unwrap().to_owned());
+    }
+    assert!(told.iter().any(|state| state == "WATCHDOG=1"), "{told:?}");
+    told.retain(|state| state != "WATCHDOG=1");
+    assert_eq!(told, ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]);
+    assert!(std::net::TcpStream::connect(addr).is_ok(), "the manager still holds the socket");
+    std::fs::remove_file(path).unwrap();
 }

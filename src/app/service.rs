@@ -8,11 +8,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use super::notify::{Notify, watchdog_interval};
 use super::{App, upgrade};
@@ -108,7 +109,8 @@ impl Service {
                 Some(Wish::Upgrade) => {
                     app.save_prefixes();
                     tracing::info!("starting the program that takes over");
-                    match upgrade::start(app.sockets()) {
+                    let (started, is_over) = self.upgrade(&app);
+                    match started {
                         Ok(pid) => {
                             self.notify.tell(&format!("MAINPID={pid}\nREADY=1"));
                             tracing::info!(pid, "another process has taken over; draining");
@@ -116,14 +118,43 @@ impl Service {
                         }
                         Err(error) => tracing::error!(%error, "not upgraded; this process goes on serving"),
                     }
+                    if is_over {
+                        return Ok(self.end(app));
+                    }
                 }
-                Some(Wish::End) => {
-                    self.notify.tell("STOPPING=1");
-                    let code = self.leave(app, false);
-                    return Ok(code);
-                }
+                Some(Wish::End) => return Ok(self.end(app)),
             }
         }
+    }
+
+    fn end(self, app: App) -> u8 {
+        self.notify.tell("STOPPING=1");
+        self.leave(app, false)
+    }
+
+    /// Starts the program that takes over; whether this one was told to end meanwhile, which gives the other up.
+    fn upgrade(&mut self, app: &App) -> (io::Result<u32>, bool) {
+        let given_up = AtomicBool::new(false);
+        let (done, mut is_done) = oneshot::channel();
+        std::thread::scope(|scope| {
+            // Nobody hears it only if this thread panics.
+            scope.spawn(|| drop(done.send(upgrade::start(app.sockets(), &given_up))));
+            let started = self.runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        started = &mut is_done => return started,
+                        wish = self.signals.next() => match wish {
+                            Wish::End => given_up.store(true, Relaxed),
+                            Wish::Reload | Wish::Upgrade => tracing::warn!("an upgrade is under way: ask again when it is over"),
+                        }
+                    }
+                }
+            });
+            (
+                started.unwrap_or_else(|_| Err(io::Error::other("the thread that starts it ended"))),
+                given_up.load(Relaxed),
+            )
+        })
     }
 
     /// The gate is ready: says so to whom it may concern.

@@ -8,13 +8,18 @@ use std::io::{self, Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 
+use crate::runtime::now;
+
 /// Set for a process that takes over; it says on standard input, a pipe, that it is ready.
 const MARK: &str = "TIDEGATE_TAKES_OVER";
+/// How often it is looked whether the new process is still wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What it says.
 const READY: &[u8] = b"ready\n";
 /// First inherited descriptor.
@@ -34,8 +39,8 @@ pub(super) fn took_over() -> io::Result<()> {
 }
 
 /// Starts the program that is at this one's path now, with its arguments and these sockets. Returns when it is ready; one that
-/// does not become so is ended.
-pub(super) fn start(sockets: &[(&'static str, TcpListener)]) -> io::Result<u32> {
+/// does not become so, or is `given_up`, is ended.
+pub(super) fn start(sockets: &[(&'static str, TcpListener)], given_up: &AtomicBool) -> io::Result<u32> {
     let mut args = std::env::args_os();
     let program = args.next().ok_or_else(|| io::Error::other("the path of this program is not known"))?;
     let mut mappings = Vec::new();
@@ -58,10 +63,17 @@ pub(super) fn start(sockets: &[(&'static str, TcpListener)]) -> io::Result<u32> 
         let mut word = [0; READY.len()];
         drop(heard.send(said.read_exact(&mut word).map(|()| word)));
     })?;
-    match hears.recv_timeout(READY_WITHIN) {
-        Ok(Ok(word)) if word == READY => Ok(child.id()),
-        Ok(_) => Err(ended(&mut child, "it ended, or closed its standard input, before it was ready")),
-        Err(_) => Err(ended(&mut child, "it was not ready in time")),
+    let until = now().after(READY_WITHIN);
+    loop {
+        match hears.recv_timeout(LOOK_EVERY) {
+            Ok(Ok(word)) if word == READY => return Ok(child.id()),
+            Err(RecvTimeoutError::Timeout) if given_up.load(Relaxed) => {
+                return Err(ended(&mut child, "the gate was told to end"));
+            }
+            Err(RecvTimeoutError::Timeout) if now() < until => {}
+            Err(_) => return Err(ended(&mut child, "it was not ready in time")),
+            Ok(_) => return Err(ended(&mut child, "it ended, or closed its standard input, before it was ready")),
+        }
     }
 }
 
