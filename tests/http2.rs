@@ -3,6 +3,7 @@
 mod kit;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -344,4 +345,36 @@ async fn keys_and_limits_count_for_every_stream_of_a_connection() {
     gate.eventually("given back", nobody_waits).await;
     assert_eq!(exchange(&send, with("canary-key"), &short).await.0.status, 200);
     gate.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_tells_the_connection_and_ends_its_streams() {
+    let (mut gate, fleet, addr) = start("listen: {drain_accept_s: 1, drain_max_s: 20}").await;
+    fleet.pods[0].script(Rule::new(Fault::SlowTokens(Duration::from_millis(20))).marker("long"));
+    let (send, connection) = h2::client::handshake(connect(addr).await).await.unwrap();
+    let over = tokio::spawn(connection);
+    let mut ready = send.clone().ready().await.unwrap();
+    let (answer, mut stream) = ready.send_request(to(CHAT).method("POST").body(()).unwrap(), false).unwrap();
+    stream.send_data(Bytes::from(chat("sim", "long", true, 100)), true).unwrap();
+    let mut body = tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap().into_body();
+    let mut bytes = body.data().await.unwrap().unwrap().to_vec();
+    let drained = gate.drain();
+    // GOAWAY: nothing new may be sent on this connection.
+    let told = async {
+        while send.clone().ready().await.is_ok() {
+            let piece = body.data().await.expect("told before the stream ends").unwrap();
+            body.flow_control().release_capacity(piece.len()).unwrap();
+            bytes.extend_from_slice(&piece);
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("GOAWAY");
+    while let Some(piece) = tokio::time::timeout(PATIENCE, body.data()).await.unwrap() {
+        let piece = piece.unwrap();
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        bytes.extend_from_slice(&piece);
+    }
+    assert!(bytes.ends_with(b"data: [DONE]\n\n"), "{}", String::from_utf8_lossy(&bytes));
+    tokio::time::timeout(PATIENCE, drained).await.unwrap().unwrap();
+    assert!(tokio::time::timeout(PATIENCE, over).await.unwrap().unwrap().is_ok(), "closed in good order");
+    assert!(gate.lines().iter().all(|line| line["cause"] == "ok"));
 }
