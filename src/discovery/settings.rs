@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::kubernetes;
 use super::source::{BadPod, PodSource};
-use crate::pods::{Role, TlsSettings, health};
+use crate::pods::{Role, TlsSettings, health, weight};
 use crate::tls::is_server_name;
 
 /// Pods.
@@ -47,7 +47,8 @@ pub struct PodEntry {
     /// What it may be asked to do.
     #[serde(default)]
     pub role: Role,
-    /// Labels for rules and for people (rack, hardware, variant).
+    /// Labels for rules and for people (rack, hardware, variant). `weight`, above 0 and up to 1, is the share of a fair load that the pod
+    /// gets at most.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// In place of `pods.tls` for this entry.
@@ -95,6 +96,9 @@ impl Settings {
         }
         let cluster = self.kubernetes.problems().into_iter();
         problems.extend(cluster.map(|(field, problem)| (format!("kubernetes.{field}"), problem)));
+        let bad = self.list.iter().enumerate().filter(|(_, entry)| weight(&entry.labels).is_none());
+        let hint = "is the share of a fair load: write a number above 0 and up to 1, such as \"0.25\"";
+        problems.extend(bad.map(|(position, _)| (format!("list[{position}].labels.weight"), hint.to_owned())));
         let own = self.list.iter().enumerate().filter_map(|(position, entry)| Some((position, entry.tls.as_ref()?)));
         let own = own.map(|(position, tls)| (format!("list[{position}].tls"), tls));
         for (place, tls) in own.chain([("tls".to_owned(), &self.tls)]) {
@@ -145,14 +149,21 @@ mod tests {
         let mut settings = Settings { list: vec![entry("http://a:1"), entry("http://b:1")], ..Settings::default() };
         assert_eq!(settings.problems(), []);
         assert_eq!(settings.sources().map(|sources| sources.len()), Ok(2));
-        settings.list.push(entry("ftp://c"));
+        let labels = [("weight".to_owned(), "2".to_owned())].into();
+        settings.list.push(PodEntry { labels, ..entry("ftp://c") });
         settings.tls =
             TlsSettings { server_name: Some(String::new()), key_file: Some("k".into()), ..TlsSettings::default() };
         settings.resolve_interval_s = 0.0;
         settings.health.ramp_completions = 0;
         let places: Vec<String> = settings.problems().into_iter().map(|problem| problem.0).collect();
-        let expected =
-            ["list[2].url", "resolve_interval_s", "tls.certificate_file", "tls.server_name", "health.ramp_completions"];
+        let expected = [
+            "list[2].url",
+            "resolve_interval_s",
+            "list[2].labels.weight",
+            "tls.certificate_file",
+            "tls.server_name",
+            "health.ramp_completions",
+        ];
         assert_eq!(places, expected);
     }
 }

@@ -76,6 +76,8 @@ pub struct Health {
     epoch: u32,
     phase: Phase,
     busy_until: Mono,
+    /// Most of a fair load that it gets, in (0, 1].
+    share_max: f64,
     /// Where it is published whether a closer look is needed.
     seen: Arc<Load>,
 }
@@ -118,8 +120,15 @@ impl Health {
             epoch: 0,
             phase: Phase::Full,
             busy_until: Mono::ZERO,
+            share_max: 1.0,
             seen,
         }
+    }
+
+    /// The pod never gets more than this share of a fair load, in (0, 1].
+    pub(super) fn limit(&mut self, share_max: f64) {
+        self.share_max = share_max;
+        self.seen.is_uneasy.store(share_max < 1.0, Relaxed);
     }
 
     /// Takes new settings; what is known of the pod stays, but the success window starts anew.
@@ -229,7 +238,7 @@ impl Health {
         let errors = self.connect_failures.max(self.gateway_errors);
         let fresh = now.since(self.last_error) < seconds(self.settings.window_s);
         let trust = if errors > 0 && fresh { 1.0 / f64::from(errors.saturating_add(1)) } else { 1.0 };
-        trust.min(self.ramp(now))
+        trust.min(self.ramp(now)).min(self.share_max)
     }
 
     fn ramp(&self, now: Mono) -> f64 {

@@ -6,6 +6,15 @@ use std::collections::BTreeMap;
 /// Labels of one pod that can be selected by; further ones, in the order of their keys, cannot.
 pub const LABELS_MAX: usize = 8;
 
+/// Label with the share of a fair load that a pod gets at most.
+const WEIGHT: &str = "weight";
+
+/// What the label `weight` says, in (0, 1]; 1 without it, `None` if it is no such number.
+pub fn weight(labels: &BTreeMap<String, String>) -> Option<f64> {
+    let Some(text) = labels.get(WEIGHT) else { return Some(1.0) };
+    text.parse().ok().filter(|weight| *weight > 0.0 && *weight <= 1.0)
+}
+
 /// Hashes of labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LabelSet([u32; LABELS_MAX]);
@@ -38,6 +47,13 @@ mod tests {
 
     fn set(labels: &[(&str, &str)]) -> LabelSet {
         LabelSet::of(&labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn a_weight_is_a_share() {
+        let of = |text: &str| weight(&BTreeMap::from([("weight".to_owned(), text.to_owned())]));
+        assert_eq!((weight(&BTreeMap::new()), of("0.25"), of("1")), (Some(1.0), Some(0.25), Some(1.0)));
+        assert!(["0", "-1", "2", "NaN", "half", ""].iter().all(|bad| of(bad).is_none()));
     }
 
     #[test]

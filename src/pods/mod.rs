@@ -23,7 +23,7 @@ mod window;
 
 pub use attempt::{Attempt, Leave};
 pub use health::{Health, Outcome, Standing};
-pub use labels::LabelSet;
+pub use labels::{LabelSet, weight};
 pub use lien::Lien;
 pub use load::{Glance, Load, LoadNow, Reservation, Work};
 pub use pins::Marks;

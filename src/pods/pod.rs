@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::health::{Health, Settings, Standing};
-use super::labels::LabelSet;
+use super::labels::{LabelSet, weight};
 use super::load::Load;
 use super::reading::{Facts, Reading, Sleep};
 use super::shut::Shut;
@@ -106,6 +106,8 @@ impl Pod {
     /// A pod nothing is known of yet.
     pub fn with_settings(id: PodId, spec: PodSpec, settings: Arc<Settings>) -> Self {
         let load = Arc::new(Load::default());
+        let mut health = Health::watched(settings, Arc::clone(&load));
+        health.limit(weight(&spec.labels).unwrap_or(1.0));
         Self {
             id,
             name: xxhash_rust::xxh3::xxh3_64(format!("{} {:?}", spec.addr, spec.rank).as_bytes()),
@@ -113,7 +115,7 @@ impl Pod {
             spec,
             facts: ArcSwap::from_pointee(Facts::default()),
             reading: ArcSwap::from_pointee(None),
-            health: Mutex::new(Health::watched(settings, Arc::clone(&load))),
+            health: Mutex::new(health),
             load,
             tried: AtomicBool::new(false),
             asked: AtomicU64::new(0),
@@ -232,6 +234,20 @@ pub(super) mod tests {
 
     pub(in super::super) fn pod(number: u32) -> Arc<Pod> {
         Arc::new(Pod::new(PodId(number), spec(number)))
+    }
+
+    #[test]
+    fn a_weight_below_1_is_a_share_for_good() {
+        let addr = SocketAddr::from(([10, 0, 0, 1], 1));
+        let labels = BTreeMap::from([("weight".to_owned(), "0.25".to_owned())]);
+        let spec = PodSpec { addr, authority: "a".into(), tls: None, rank: None, role: Role::Both, labels };
+        let pod = Pod::new(PodId(0), spec);
+        assert_eq!(pod.standing(Mono::ZERO), Standing::Ramp(0.25));
+        let mut health = pod.health.lock();
+        health.newcomer();
+        (0..1_000).for_each(|_| health.on(Mono(5), Outcome::Good));
+        drop(health);
+        assert_eq!(pod.standing(Mono(600_000_000)), Standing::Ramp(0.25));
     }
 
     #[test]
