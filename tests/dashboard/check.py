@@ -75,8 +75,11 @@ class Page:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.add_init_script(
-            "window.shift = 0; new PerformanceObserver((list) => { for (const entry of list.getEntries()) if (!entry.hadRecentInput)"
-            " window.shift += entry.value; }).observe({ type: 'layout-shift', buffered: true });"
+            "window.shift = 0; window.worst = [0]; new PerformanceObserver((list) => { for (const entry of list.getEntries())"
+            " if (!entry.hadRecentInput) { window.shift += entry.value; if (entry.value > window.worst[0]) window.worst = [entry.value,"
+            " entry.startTime, ...entry.sources.map(({ node, previousRect: a, currentRect: b }) =>"
+            " `${node?.id || node?.className || node?.nodeName} ${a.x},${a.y} -> ${b.x},${b.y}`)]; } })"
+            ".observe({ type: 'layout-shift', buffered: true });"
         )
         self.page.goto(url)
         self.until_live()
@@ -114,7 +117,7 @@ def look_at_demo(browser, demo, shots, seconds):
     page.wait_for_timeout(2_500)
     page.screenshot(path=shots / "light.png")
     shift = page.evaluate("window.shift")
-    check("the layout stands still", shift < 0.02, f"{shift:.4f}")
+    check("the layout stands still", shift < 0.02, f"{shift:.4f}, worst {page.evaluate('window.worst')}")
 
     page.locator(".tiles").focus()
     page.keyboard.press("ArrowRight")
