@@ -1,7 +1,6 @@
 //! From configuration to what rooms are built with.
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
 use crate::api::PathRules;
@@ -102,7 +101,8 @@ pub(super) fn seed() -> io::Result<u64> {
 /// Bytes that nobody can foresee.
 pub(super) fn random<const COUNT: usize>() -> io::Result<[u8; COUNT]> {
     let mut bytes = [0; COUNT];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| io::Error::other(format!("the system gives no random numbers: {error}")))?;
     Ok(bytes)
 }
 

@@ -106,7 +106,7 @@ function models(lines) {
     line.model, short(line.in_flight), short(line.rate), short(line.tokens[1]), percent(line.hit), pair(line.ttft), pair(line.gap), pair(line.e2e),
   ]);
   const heads = [
-    ["model", ""], ["in flight", "num"], ["req/s", "num"], ["tok/s", "num", "generated"], ["cached", "num", "share of prompt tokens"],
+    ["model", ""], ["active", "num", "requests in flight"], ["req/s", "num"], ["tok/s", "num", "generated"], ["hits", "num", "share of prompt tokens that were cached"],
     ["first", "num", "time to the first token"], ["between", "num", "between tokens"], ["whole", "num"],
   ];
   table(byId("models"), heads, rows, "No model served a request yet.");
