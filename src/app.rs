@@ -46,6 +46,9 @@ pub use setup::workers_default;
 /// Time for telling the clients of requests that are cut.
 const CUT_WITHIN: Duration = Duration::from_secs(2);
 
+/// Longest time that clients at an inherited socket wait for the first look at the pods.
+const PODS_WITHIN: Duration = Duration::from_secs(5);
+
 /// Time for the last access lines at a stop. It runs out only if requests were cut, since these hold the log.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
 
@@ -101,6 +104,7 @@ impl App {
     /// Reads the configuration and starts everything. `hook` is called at each phase of each request; only tests have one.
     pub fn start(args: ServeArgs, hook: Option<Hook>) -> Result<Self, StartError> {
         let inherited = Inherited::take();
+        let is_activated = !inherited.is_empty() && !upgrade::is_taking_over();
         let (config, watcher) = Watcher::start(args).map_err(StartError::Config)?;
         setup::warn(&config);
         let metrics = Metrics::new(MetricLimits { models_max: config.observe.models_max, ..MetricLimits::default() });
@@ -152,6 +156,7 @@ impl App {
             wait_until_ready(&readiness)?;
         }
         let admin = spawn_thread(admin_socket, admin_tls, Arc::new(state))?;
+        wait_for_pods(&readiness, is_activated);
         let workers = start(threads, &bound, &GateApp::new(Arc::clone(&gate)))?;
         Ok(Self {
             addr,
@@ -313,6 +318,14 @@ fn wait_until_ready(readiness: &Readiness) -> Result<(), StartError> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// Who holds the socket has clients wait there: those that came before the gate are not refused for pods that it is about to know.
+fn wait_for_pods(readiness: &Readiness, is_activated: bool) {
+    let until = now().after(PODS_WITHIN);
+    while is_activated && readiness.missing().is_some() && now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The sockets under the names by which a process that takes over knows them.

@@ -34,6 +34,11 @@ impl Inherited {
         Self(found)
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The socket of this name, else the one that listens on `addr`.
     pub(super) fn claim(&mut self, name: &str, addr: SocketAddr) -> Option<TcpListener> {
         let listens_there = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == addr);

@@ -33,6 +33,8 @@ pub struct Publisher {
     board: Mutex<Board>,
     health: Mutex<BTreeMap<String, SourceHealth>>,
     news: Notify,
+    /// One at a time: who took an older fleet from the board must not set it last.
+    publishing: Mutex<()>,
     /// Addresses that operators drain.
     drained: watch::Sender<BTreeSet<SocketAddr>>,
 }
@@ -45,6 +47,7 @@ impl Publisher {
             board: Mutex::default(),
             health: Mutex::default(),
             news: Notify::new(),
+            publishing: Mutex::default(),
             drained: watch::Sender::default(),
         }
     }
@@ -113,6 +116,7 @@ impl Publisher {
 
     /// Makes what is known the fleet.
     pub fn publish(&self) {
+        let _one = self.publishing.lock();
         let (specs, states) = self.board.lock().fleet();
         let (added, removed) = self.table.set(specs);
         for pod in added {
