@@ -78,7 +78,7 @@ pub enum StartError {
     #[error("{0}")]
     Traces(#[from] OtlpError),
     /// Another thing the system refused.
-    #[error("cannot start: {0}")]
+    #[error("cannot start")]
     System(#[from] io::Error),
 }
 

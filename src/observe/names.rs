@@ -106,7 +106,7 @@ metrics! {
     Panics = "panics_total", Counter, "panics", ["phase"],
         "Panics caught, by phase of a request or task.";
     Degradations = "degradations_total", Counter, "events", ["kind"],
-        "Decisions made with less than they should have: stale reading, no index, planner overrun.";
+        "What was done with less than it should have, or went wrong unseen by clients, by kind: a planner that panicked or overran, a first contact that failed, KV leases that ran out.";
     Plans = "plans_total", Counter, "plans", ["mode"],
         "Routing decisions, by mode normal or safe.";
     Slo = "slo_total", Counter, "requests", ["verdict"],

@@ -2,7 +2,7 @@
 //!
 //! Formula: 0 on the pod that wins the draw between session and pod (rendezvous hashing), 1 on all others. When pods come or go only
 //!   the sessions of the pod that left, or that the new one wins, move.
-//! Reads: the request's `session` (hash of the header or cookie of `routing.session`).
+//! Reads: the request's `session` (hash of the header or cookie of `routing.session_header`).
 //! Range: 0 or 1 \[ratio\].
 //! Unknown: a request without a session has an unknown cost on every pod, which counts for nothing.
 use schemars::JsonSchema;
