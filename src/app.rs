@@ -153,10 +153,12 @@ impl App {
             saved,
         )?;
         if upgrade::is_taking_over() {
-            wait_until_ready(&readiness)?;
+            // It serves nobody before it knows its pods: the one it replaces still does.
+            wait_until_ready(&readiness, upgrade::READY_WITHIN)?;
         }
         let admin = spawn_thread(admin_socket, admin_tls, Arc::new(state))?;
-        wait_for_pods(&readiness, is_activated);
+        // Who holds the socket has clients wait there: they are not refused for pods that the gate is about to know.
+        let _is_ready = is_activated.then(|| wait_until_ready(&readiness, PODS_WITHIN));
         let workers = start(threads, &bound, &GateApp::new(Arc::clone(&gate)))?;
         Ok(Self {
             addr,
@@ -308,9 +310,9 @@ fn outlets(config: &Config, metrics: &Arc<Metrics>) -> Result<Outlets, StartErro
     Ok((log, spans, (writer, exporter)))
 }
 
-/// A process that takes over serves nobody before it knows its pods: the one it replaces still does.
-fn wait_until_ready(readiness: &Readiness) -> Result<(), StartError> {
-    let until = now().after(upgrade::READY_WITHIN);
+/// Waits until the gate is ready; an error says what is still missing when the time is over.
+fn wait_until_ready(readiness: &Readiness, within: Duration) -> Result<(), StartError> {
+    let until = now().after(within);
     while let Some(missing) = readiness.missing() {
         if now() > until {
             return Err(StartError::System(io::Error::other(format!("not ready in time: {missing}"))));
@@ -318,14 +320,6 @@ fn wait_until_ready(readiness: &Readiness) -> Result<(), StartError> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
-}
-
-/// Who holds the socket has clients wait there: those that came before the gate are not refused for pods that it is about to know.
-fn wait_for_pods(readiness: &Readiness, is_activated: bool) {
-    let until = now().after(PODS_WITHIN);
-    while is_activated && readiness.missing().is_some() && now() < until {
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// The sockets under the names by which a process that takes over knows them.
@@ -382,7 +376,7 @@ fn admin_state(gate: &Arc<Gate>, readiness: &Arc<Readiness>, config: &Config, ro
             let profile = policy_of(policy).ok_or_else(|| names.join(", "))?;
             Ok(asked.explained_by(id, policy, &profile))
         }),
-        origin: Box::new(move |pod| origins.publisher().origin(pod.spec.addr)),
+        origins: Box::new(move || origins.publisher().origins()),
         roster: Box::new(move |change| change_pods(&changed, change)),
         now: now as fn() -> Mono,
         changes_from: config.admin.changes_from,

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::roster::{self, Origin, Roster};
+use super::roster::{self, Origins, Roster};
 use super::settings::Changes;
 use crate::base::Mono;
 use crate::export::prometheus::{self, Scrape, role_word, standing_word};
@@ -33,8 +33,8 @@ pub struct AdminState {
     /// What a policy would have chosen for a recent request, by id and policy; `Ok(None)` if the request is not known any more,
     /// `Err` with the names of all policies if there is none of this name.
     pub replay: Box<Replay>,
-    /// Name of the source that a pod comes from.
-    pub origin: Box<Origin>,
+    /// Names of the sources that pods come from.
+    pub origins: Box<Origins>,
     /// Adds, drains and takes away pods.
     pub roster: Box<Roster>,
     /// The clock.
@@ -78,6 +78,8 @@ impl Answer {
     }
 }
 
+const NOT_FROM_HERE: &str = "changes are not allowed from here; see admin.changes_from";
+
 const INDEX: &str = "tidegate admin\n\
     GET  /dashboard            all of it to look at, in a browser\n\
     GET  /healthz              the event loop answers\n\
@@ -99,7 +101,7 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     if path == "/safe-mode" && method == "POST" {
         if is_browser || !state.changes_from.allows(peer) {
-            return Answer::text(403, "changes are not allowed from here; see admin.changes_from");
+            return Answer::text(403, NOT_FROM_HERE);
         }
         return switch_safe_mode(state, body);
     }
@@ -108,7 +110,7 @@ pub fn answer(state: &AdminState, peer: IpAddr, method: &str, path: &str, body: 
             return Answer { allow: Some(methods), ..Answer::text(405, format!("use {methods}")) };
         }
         if is_browser || !state.changes_from.allows(peer) {
-            return Answer::text(403, "changes are not allowed from here; see admin.changes_from");
+            return Answer::text(403, NOT_FROM_HERE);
         }
         return roster::change(state, method, &decoded(path), body);
     }
@@ -240,14 +242,14 @@ fn recent(ring: &ExplainRing) -> String {
 }
 
 fn pods(state: &AdminState) -> String {
-    let (fleet, now) = (state.table.fleet(), (state.now)());
-    let listed: Vec<_> = fleet.pods.iter().map(|pod| pod_json(state, pod, now)).collect();
+    let (fleet, origins, now) = (state.table.fleet(), (state.origins)(), (state.now)());
+    let listed: Vec<_> = fleet.pods.iter().map(|pod| pod_json(pod, origins.get(&pod.spec.addr), now)).collect();
     let mut body = serde_json::json!({ "generation": fleet.generation, "pods": listed }).to_string();
     body.push('\n');
     body
 }
 
-pub(super) fn pod_json(state: &AdminState, pod: &Pod, now: Mono) -> serde_json::Value {
+pub(super) fn pod_json(pod: &Pod, origin: Option<&String>, now: Mono) -> serde_json::Value {
     let (load, facts, reading) = (pod.load.now(), pod.facts.load(), **pod.reading.load());
     let standing = pod.health.lock().standing(now);
     let models = facts.served.as_ref().map(|served| served.iter().map(|model| &*model.name).collect::<Vec<_>>());
@@ -257,7 +259,7 @@ pub(super) fn pod_json(state: &AdminState, pod: &Pod, now: Mono) -> serde_json::
         "addr": pod.spec.addr.to_string(),
         "rank": pod.spec.rank,
         "role": role_word(pod.spec.role),
-        "source": (state.origin)(pod),
+        "source": origin,
         "labels": pod.spec.labels,
         "standing": standing_word(standing),
         "shut": pod.load.shuts.first().map(crate::pods::Shut::as_str),
@@ -313,7 +315,7 @@ pub(super) mod tests {
                 "jsq" => Ok((id == "r-1").then(|| "{}".to_owned())),
                 _ => Err("jsq".to_owned()),
             }),
-            origin: Box::new(|_| Some("list".to_owned())),
+            origins: Box::new(std::collections::HashMap::new),
             roster: Box::new(|_| Ok(())),
             now: || Mono(2_000_000),
             changes_from: Changes::Loopback,

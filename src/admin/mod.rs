@@ -15,6 +15,6 @@ mod server;
 pub mod settings;
 
 pub use answer::{AdminState, Answer, Replay, answer};
-pub use roster::{Origin, PodChange, Roster};
+pub use roster::{Origins, PodChange, Roster};
 pub use server::{Admin, CONNECTIONS_MAX, spawn_thread};
 pub use settings::Settings;

@@ -1,4 +1,7 @@
 //! What operators do with pods: add, drain, take away.
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
 use super::answer::{AdminState, Answer, pod_json};
 use crate::pods::Pod;
 
@@ -13,8 +16,8 @@ pub enum PodChange<'a> {
     Drain(&'a Pod, bool),
 }
 
-/// Name of the source that a pod comes from.
-pub type Origin = dyn Fn(&Pod) -> Option<String> + Send + Sync;
+/// Names of the sources that pods come from, by their addresses.
+pub type Origins = dyn Fn() -> HashMap<SocketAddr, String> + Send + Sync;
 
 /// Makes a change; else a status and why not.
 pub type Roster = dyn Fn(PodChange<'_>) -> Result<(), (u16, String)> + Send + Sync;
@@ -36,7 +39,7 @@ pub(super) fn change(state: &AdminState, method: &str, path: &str, body: &[u8]) 
     let rest = path.strip_prefix("/pods").and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
     if rest.is_empty() {
         return match (state.roster)(PodChange::Add(body)) {
-            Ok(()) => Answer { status: 202, ..Answer::text(202, "added; see GET /pods") },
+            Ok(()) => Answer::text(202, "added; see GET /pods"),
             Err((status, problem)) => Answer::text(status, problem),
         };
     }
@@ -51,7 +54,7 @@ pub(super) fn change(state: &AdminState, method: &str, path: &str, body: &[u8]) 
     };
     match (state.roster)(wanted) {
         Ok(()) => {
-            let mut shown = pod_json(state, pod, (state.now)()).to_string();
+            let mut shown = pod_json(pod, (state.origins)().get(&pod.spec.addr), (state.now)()).to_string();
             shown.push('\n');
             Answer::json(shown)
         }

@@ -6,7 +6,7 @@
 //! SIGTERM, SIGINT   drains and ends with 0; a second one cuts what still runs and ends with 3
 //! ```
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::notify::{Notify, watchdog_interval};
 use super::{App, upgrade};
+use crate::runtime::replace;
 
 /// Exit code after a drain that was cut by a second signal.
 pub const EXIT_CUT: u8 = 3;
@@ -160,7 +161,7 @@ impl Service {
     /// The gate is ready: says so to whom it may concern.
     fn ready(&self) -> io::Result<()> {
         if let Some(path) = &self.pid_file {
-            write_pid(path)?;
+            replace(path, format!("{}\n", std::process::id()).as_bytes())?;
         }
         if upgrade::is_taking_over() {
             // It may have died meanwhile; then there is nobody to tell, and all the more reason to serve.
@@ -194,13 +195,6 @@ impl Service {
         }
         if is_cut.load(Relaxed) { EXIT_CUT } else { 0 }
     }
-}
-
-/// Written aside and renamed, so that nobody reads half of it.
-fn write_pid(path: &Path) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    std::fs::write(&aside, format!("{}\n", std::process::id()))?;
-    std::fs::rename(aside, path)
 }
 
 /// Feeds the service manager's watchdog as long as the control thread and every worker run.

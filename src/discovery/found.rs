@@ -69,10 +69,15 @@ impl Board {
         self.sources.len() != before
     }
 
-    /// Name of the source that an address comes from.
-    pub fn origin(&self, addr: SocketAddr) -> Option<&str> {
-        let mut found = self.sources.iter().flat_map(|(name, all)| all.values().flatten().map(move |one| (name, one)));
-        found.find(|(_, one)| one.spec.addr == addr).map(|(name, _)| name.as_str())
+    /// Names of the sources that all addresses come from.
+    pub fn origins(&self) -> HashMap<SocketAddr, String> {
+        let mut origins = HashMap::new();
+        for (name, one) in
+            self.sources.iter().flat_map(|(name, all)| all.values().flatten().map(move |one| (name, one)))
+        {
+            origins.entry(one.spec.addr).or_insert_with(|| name.clone());
+        }
+        origins
     }
 
     /// The fleet: each pod once, and those that are not ready with their state.

@@ -45,7 +45,8 @@ pub(super) struct Book {
 /// A file as it was last read.
 #[derive(Default)]
 struct File {
-    text: Vec<u8>,
+    /// `None` before it could be read, and while it cannot.
+    text: Option<Vec<u8>>,
     entries: Vec<PodEntry>,
     /// What is wrong with it, so that it is told once.
     problem: Option<String>,
@@ -95,10 +96,10 @@ impl Book {
     fn take(&mut self, path: &Path, text: Result<Vec<u8>, String>) {
         let file = self.files.entry(path.to_owned()).or_default();
         let problem = match text {
-            Ok(text) if text == file.text => file.problem.clone(),
+            Ok(text) if file.text.as_ref() == Some(&text) => file.problem.clone(),
             Ok(text) => {
                 let entries = parse(&text);
-                file.text = text;
+                file.text = Some(text);
                 match entries {
                     Ok(entries) => {
                         tracing::info!(file = %path.display(), pods = entries.len(), "pods read from a file");
@@ -110,7 +111,7 @@ impl Book {
             }
             Err(problem) => {
                 // Once it is back it is read, whether it has changed or not.
-                file.text.clear();
+                file.text = None;
                 Some(problem)
             }
         };
@@ -200,6 +201,9 @@ mod tests {
         let (mut book, publisher) = book(vec![link.clone()]);
         let is_failing = || publisher.health()[0].is_failing;
         assert!(shown(&mut book).await.is_empty() && is_failing(), "it is not there yet");
+        write("0", "");
+        swap("0");
+        assert!(shown(&mut book).await.is_empty() && is_failing(), "it is empty from the start");
         write("1", "- {url: 'http://a:1', role: prefill}\n- url: b:1\n");
         swap("1");
         assert_eq!(shown(&mut book).await, ["a:1", "b:1"]);

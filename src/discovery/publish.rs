@@ -1,5 +1,5 @@
 //! The one writer of the pod table's endpoints: takes what sources find and makes it the fleet, at most ten times a second.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +78,12 @@ impl Publisher {
 
     /// Name of the source that an address comes from.
     pub fn origin(&self, addr: SocketAddr) -> Option<String> {
-        self.board.lock().origin(addr).map(str::to_owned)
+        self.origins().remove(&addr)
+    }
+
+    /// Names of the sources that all addresses come from.
+    pub fn origins(&self) -> HashMap<SocketAddr, String> {
+        self.board.lock().origins()
     }
 
     /// Addresses that operators drain.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -13,9 +13,10 @@ use tokio::sync::watch;
 
 use super::lists::ADDED;
 use super::publish::Publisher;
-use super::settings::{PodEntry, sources_of};
+use super::settings::PodEntry;
 use super::source::Host;
 use crate::pods::Pod;
+use crate::runtime::replace;
 
 /// Most pods, or names of pods, that can be added.
 const ADDED_MAX: usize = 10_000;
@@ -85,13 +86,10 @@ impl Roster {
         let hint = "send JSON such as {\"url\":\"http://10.0.0.7:8000\",\"role\":\"both\"}";
         let entry: PodEntry =
             serde_json::from_slice(json).map_err(|error| RosterProblem::Bad(format!("{error}; {hint}")))?;
-        let source = match sources_of(std::slice::from_ref(&entry), &Arc::default()) {
-            Ok(mut sources) => sources.pop(),
-            Err(bad) => return Err(RosterProblem::Bad(bad.iter().map(|(_, problem)| problem.to_string()).collect())),
-        };
-        if let Some(Host::Addr(ip)) = source.as_ref().map(|source| &source.host)
-            && let Some(port) = source.as_ref().map(|source| source.port)
-            && let Some(origin) = self.publisher.origin(SocketAddr::new(*ip, port)).filter(|origin| origin != ADDED)
+        let source = entry.source(&Arc::default()).map_err(|problem| RosterProblem::Bad(problem.to_string()))?;
+        if let Host::Addr(ip) = source.host
+            && let Some(origin) =
+                self.publisher.origin(SocketAddr::new(ip, source.port)).filter(|origin| origin != ADDED)
         {
             return Err(RosterProblem::Known(origin));
         }
@@ -116,8 +114,9 @@ impl Roster {
     pub fn remove(&self, pod: &Pod) -> Result<(), RosterProblem> {
         let origin = self.publisher.origin(pod.spec.addr).unwrap_or_default();
         let is_its = |entry: &PodEntry| {
-            let source = sources_of(std::slice::from_ref(entry), &Arc::default()).ok().and_then(|mut all| all.pop());
-            source.is_some_and(|source| source.authority == pod.spec.authority && source.role == pod.spec.role)
+            entry
+                .source(&Arc::default())
+                .is_ok_and(|source| source.authority == pod.spec.authority && source.role == pod.spec.role)
         };
         let is_gone = self.added.send_if_modified(|added| {
             let before = added.len();
@@ -151,20 +150,12 @@ impl Roster {
             let state =
                 State { added: added.borrow_and_update().clone(), drained: drained.borrow_and_update().clone() };
             let Some(path) = self.file.clone() else { continue };
-            let saved = tokio::task::spawn_blocking(move || save(&path, &state)).await;
-            if !matches!(saved, Ok(Ok(()))) {
-                let error = saved.map_or_else(|_| String::new(), |saved| format!("{saved:?}"));
-                tracing::error!(error, "added and drained pods cannot be saved: a restart will forget them");
+            let saved = tokio::task::spawn_blocking(move || replace(&path, &serde_json::to_vec(&state)?)).await;
+            if let Err(error) = saved.map_err(io::Error::other).flatten() {
+                tracing::error!(%error, "added and drained pods cannot be saved: a restart will forget them");
             }
         }
     }
-}
-
-/// Written aside and renamed, so that nobody reads half of it.
-fn save(path: &Path, state: &State) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    std::fs::write(&aside, serde_json::to_vec(state)?)?;
-    std::fs::rename(aside, path)
 }
 
 #[cfg(test)]

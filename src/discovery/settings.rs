@@ -56,6 +56,15 @@ pub struct PodEntry {
     pub tls: Option<TlsSettings>,
 }
 
+impl PodEntry {
+    /// The entry as a source, with this unless it has TLS settings of its own.
+    pub(super) fn source(&self, tls: &Arc<TlsSettings>) -> Result<PodSource, BadPod> {
+        let source = PodSource::parse(&self.url, self.role, self.labels.clone())?;
+        let own = self.tls.clone().map(Arc::new);
+        Ok(source.with_tls(own.as_ref().unwrap_or(tls)))
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -115,11 +124,8 @@ pub(super) fn sources_of(entries: &[PodEntry], tls: &Arc<TlsSettings>) -> Result
     let mut bad = Vec::new();
     let mut sources = Vec::with_capacity(entries.len());
     for (position, entry) in entries.iter().enumerate() {
-        match PodSource::parse(&entry.url, entry.role, entry.labels.clone()) {
-            Ok(source) => {
-                let own = entry.tls.clone().map(Arc::new);
-                sources.push(source.with_tls(own.as_ref().unwrap_or(tls)));
-            }
+        match entry.source(tls) {
+            Ok(source) => sources.push(source),
             Err(problem) => bad.push((position, problem)),
         }
     }

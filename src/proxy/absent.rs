@@ -61,7 +61,7 @@ impl Exchange {
             return None;
         }
         let asked = asked?;
-        let model = self.target(asked, self.lot(), fleet).unwrap_or(asked);
+        let model = self.target(asked, fleet).unwrap_or(asked);
         let (model, _) = self.rules.model_times.get_key_value(model)?;
         (!fleet.by_model.contains_key(model)).then(|| ModelName::clone(model))
     }

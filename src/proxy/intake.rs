@@ -415,10 +415,10 @@ impl Exchange {
         (ModelName::clone(chosen), prompt)
     }
 
-    /// The name under which pods know a model that clients call otherwise, for the conversation `key`.
-    pub(super) fn target(&self, asked: &str, key: u64, fleet: &Fleet) -> Option<&str> {
+    /// The name under which pods know a model that clients call otherwise, as long as nothing is known of the conversation.
+    pub(super) fn target(&self, asked: &str, fleet: &Fleet) -> Option<&str> {
         let targets = self.rules.aliases.get(asked)?;
-        targets.choose(key, |name| self.is_choice(name, fleet)).map(|name| &**name)
+        targets.choose(self.lot(), |name| self.is_choice(name, fleet)).map(|name| &**name)
     }
 
     /// Whether one of several names may be chosen: somebody serves it, and the caller may use it.
@@ -427,7 +427,7 @@ impl Exchange {
     }
 
     /// What decides between the names of a model where nothing is known of the conversation: the session, else chance.
-    pub(super) fn lot(&self) -> u64 {
+    fn lot(&self) -> u64 {
         let session = self.gate.routing().session(&self.client.head().headers);
         session.unwrap_or_else(|| xxhash_rust::xxh3::xxh3_64(self.note.request_id.as_bytes()))
     }
@@ -444,7 +444,7 @@ impl Exchange {
                 _ => ("".into(), false),
             });
         };
-        let (real, rewritten) = match self.target(asked, self.lot(), fleet) {
+        let (real, rewritten) = match self.target(asked, fleet) {
             Some(real) => (real, true),
             None => (asked, false),
         };

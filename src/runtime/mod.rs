@@ -2,7 +2,9 @@
 //!
 //! [`now`] is the only reader of the monotonic clock, [`supervise`] the only caller of `spawn`.
 mod clock;
+mod file;
 mod task;
 
 pub use clock::{now, unix_ms, unix_us};
+pub use file::replace;
 pub use task::{Task, spawn_connection, supervise};
